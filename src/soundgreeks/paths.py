@@ -1,0 +1,192 @@
+r"""Monte Carlo noise, smoothed payoffs and pathwise derivatives.
+
+A price is an expectation over noise, :math:`V(\theta) = E_z[v(g(\theta, z))]`. Where the payoff
+`v` is Lipschitz in :math:`\theta` the derivative may move inside (Sobolev Pruning, eq. 10, with
+the expectation sign that its left-hand side lost),
+
+.. math:: E_z[\partial_\theta v(g(\theta, z))] = \partial_\theta E_z[v(g(\theta, z))],
+
+and each path hands out one unbiased sample of the gradient beside its payoff.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._validate import floating, require
+from .heston import Parameters
+
+SCHEMES = ("plain", "antithetic", "sobol")
+SMOOTHINGS = ("sigmoid", "softplus", "gaussian", "uniform")
+
+
+def normals(
+    n: int, dim: int, *, scheme="plain", generator=None, dtype=torch.float64, device=None
+) -> Tensor:
+    """Standard normal draws, shape (n, dim).
+
+    Parameters
+    ----------
+    scheme : "plain" draws independently; "antithetic" mirrors the first half, so row ``i + n/2``
+        is minus row ``i`` (`n` even); "sobol" maps scrambled Sobol points through the inverse
+        distribution function (at most 21,201 dimensions; balanced when `n` is a power of two).
+    generator : on `device`; without one the global generator is used.
+
+    Raises
+    ------
+    ValueError
+        `n`, `dim` or `scheme` outside the above.
+    """
+    require(isinstance(n, int) and n > 0, "n", n, "a positive integer")
+    require(isinstance(dim, int) and dim > 0, "dim", dim, "a positive integer")
+    require(scheme in SCHEMES, "scheme", scheme, f"one of {', '.join(SCHEMES)}")
+    if scheme == "sobol":
+        limit = torch.quasirandom.SobolEngine.MAXDIM
+        require(dim <= limit, "dim", dim, f"at most {limit} under the sobol scheme")
+        device = device or (generator.device if generator is not None else None)
+        seed = torch.randint(2**31 - 1, (), generator=generator, device=device)
+        engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=int(seed))
+        # Points are multiples of 2^-30: the middle of each cell keeps clear of 0 and 1.
+        points = engine.draw(n, dtype=torch.float64) + 2.0**-31
+        return torch.special.ndtri(points).to(dtype=dtype, device=device)
+    if scheme == "antithetic":
+        require(n % 2 == 0, "n", n, "even under the antithetic scheme")
+        half = torch.randn(n // 2, dim, generator=generator, dtype=dtype, device=device)
+        return torch.cat([half, -half])
+    return torch.randn(n, dim, generator=generator, dtype=dtype, device=device)
+
+
+class Ramp(NamedTuple):
+    """A (smoothed) call payoff of x = S - K: value, first and second derivative in x."""
+
+    value: Tensor
+    slope: Tensor
+    curvature: Tensor
+
+
+def ramp(x: Tensor, width: float = 0.0, kind: str = "sigmoid") -> Ramp:
+    r"""The payoff :math:`x^+`, smoothed over a width `w`, with two derivatives by hand.
+
+    With :math:`t = x/w`, the curvature is a kernel :math:`k(t)/w` of mass one:
+
+    ========  ===================================  ==============================  ==============
+    kind      value / w                            kernel k(t)                     second moment
+    ========  ===================================  ==============================  ==============
+    sigmoid   :math:`t\,\sigma(t)` (SiLU)          :math:`2\sigma' + t\sigma''`    :math:`-\pi^2/3`
+    softplus  :math:`\log(1 + e^t)`                :math:`\sigma'`                 :math:`\pi^2/3`
+    gaussian  :math:`t\Phi(t) + \varphi(t)`        :math:`\varphi`                 1
+    uniform   :math:`(t + 1)^2/4` in [-1, 1]       1/2 in [-1, 1]                  1/3
+    ========  ===================================  ==============================  ==============
+
+    "sigmoid" is Sobolev Pruning, section 5.2.4; "softplus" integrates the logistic function;
+    "gaussian" adds independent normal noise to the underlying; "uniform" spreads the digital
+    slope over a call spread (Savine's fuzzy logic). ``width=0`` is the payoff itself, whose
+    curvature vanishes almost everywhere: that zero is what pathwise differentiation sees.
+
+    Raises
+    ------
+    ValueError
+        `width` negative or not finite, an unknown `kind`.
+    """
+    (x,) = floating(x=x)
+    require(math.isfinite(width) and width >= 0, "width", width, "finite and non-negative")
+    require(kind in SMOOTHINGS, "kind", kind, f"one of {', '.join(SMOOTHINGS)}")
+    if width == 0:
+        return Ramp(torch.relu(x), (x > 0).to(x.dtype), torch.zeros_like(x))
+    t = x / width
+    if kind == "gaussian":
+        density = torch.exp(-0.5 * t * t) / math.sqrt(2 * math.pi)
+        step = torch.special.ndtr(t)
+        return Ramp(width * (t * step + density), step, density / width)
+    if kind == "uniform":
+        step = ((t + 1) / 2).clamp(0, 1)
+        inside = (t.abs() <= 1).to(x.dtype)
+        return Ramp(width * step**2 + torch.relu(x - width), step, inside / (2 * width))
+    step = torch.sigmoid(t)
+    density = step * torch.sigmoid(-t)
+    if kind == "softplus":
+        return Ramp(width * torch.nn.functional.softplus(t), step, density / width)
+    kernel = density * (2 + t * (1 - 2 * step))
+    return Ramp(x * step, step + t * density, kernel / width)
+
+
+def pathwise(payoff, *inputs: Tensor) -> tuple[Tensor, ...]:
+    r"""Payoffs of a batch of paths, and their derivatives by reverse-mode AD (eq. 11).
+
+    Parameters
+    ----------
+    payoff : function of `inputs` that returns one payoff a path, shape (n,); path i may depend on
+        row i of the inputs only. The noise is bound inside.
+    inputs : tensors (n, ...), one row a path.
+
+    Returns
+    -------
+    The payoffs (n,), then one tensor of derivatives for each input, of its shape. Unbiased only
+    where the payoff is Lipschitz in the inputs.
+    """
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    with torch.enable_grad():
+        values = payoff(*leaves)
+        # An indicator has no graph: its derivative is zero wherever there is one.
+        if not values.requires_grad:
+            return values, *(torch.zeros_like(x) for x in leaves)
+        gradients = torch.autograd.grad(values.sum(), leaves, allow_unused=True)
+    zeros = (
+        torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)
+    )
+    return values.detach(), *zeros
+
+
+class HestonPaths(NamedTuple):
+    """What the variance path leaves behind, all (n,): given these two, log S is Gaussian."""
+
+    integrated: Tensor  # I = int nu dt
+    martingale: Tensor  # M = int sqrt(nu) dW^nu
+
+
+def heston(nu: Tensor, tau: float, p: Parameters, noise: Tensor) -> HestonPaths:
+    r"""Variance paths that are differentiable in their start, integrated along the way.
+
+    One step h is half a step of drift, a full step of noise, half a step of drift (Alfonsi 2010,
+    of second weak order):
+
+    .. math:: \nu \to e^{-\kappa h/2}\nu + b, \qquad
+              \nu \to (\sqrt\nu + \tfrac12\sigma\sqrt h\,z)^2, \qquad
+              b = (\theta - \tfrac{\sigma^2}{4\kappa})(1 - e^{-\kappa h/2}).
+
+    It stays positive whenever :math:`4\kappa\theta > \sigma^2`, hence under Feller: no
+    truncation spoils the derivative. I is summed by the trapezium rule, M follows from the
+    equation of the variance, :math:`\sigma M = \nu_\tau - \nu_0 - \kappa(\theta\tau - I)`,
+    and with an independent normal z
+
+    .. math:: \ln\frac{S_\tau}{K} = x + r\tau - \tfrac12 I + \rho M + \sqrt{(1 - \rho^2) I}\,z.
+
+    Parameters
+    ----------
+    nu : initial variance, 1/year, (n,) or a number; differentiable
+    tau : time to maturity, years
+    p : parameters that broadcast against (n,)
+    noise : standard normals (steps, n)
+
+    Raises
+    ------
+    ValueError
+        Non-positive `nu` or `tau`, or :math:`4\kappa\theta \le \sigma^2`.
+    """
+    require(torch.as_tensor(nu) > 0, "nu", nu, "positive")
+    require(math.isfinite(tau) and tau > 0, "tau", tau, "finite and positive")
+    require(noise.ndim == 2, "noise", noise, "of shape (steps, n)")
+    excess = 4 * p.kappa * p.theta - p.sigma**2
+    require(excess > 0, "4 kappa theta - sigma^2", excess, "positive")
+    step = tau / len(noise)
+    decay = torch.exp(-p.kappa * step / 2)
+    push = excess / (4 * p.kappa) * -torch.expm1(-p.kappa * step / 2)
+    start = torch.as_tensor(nu, dtype=noise.dtype, device=noise.device).expand(noise.shape[1:])
+    nu, integrated = start, torch.zeros_like(start)
+    for z in noise * math.sqrt(step):
+        after = decay * ((decay * nu + push).sqrt() + 0.5 * p.sigma * z) ** 2 + push
+        integrated = integrated + (nu + after) * (step / 2)
+        nu = after
+    return HestonPaths(integrated, (nu - start - p.kappa * (p.theta * tau - integrated)) / p.sigma)
