@@ -22,7 +22,8 @@ def require(ok: Tensor | bool, name: str, value, allowed: str) -> None:
 def floating(**arguments) -> list[Tensor]:
     """The arguments as tensors of one floating dtype and device, broadcast against each other.
 
-    Python numbers follow the tensors among them; with no tensor at all they become float64.
+    Tensors with dimensions decide the dtype; numbers and 0-dimensional tensors follow them, as in
+    PyTorch's own promotion. With numbers alone it is float64.
 
     Raises
     ------
@@ -31,23 +32,26 @@ def floating(**arguments) -> list[Tensor]:
     ValueError
         The shapes do not broadcast.
     """
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
     tensors = [a for a in arguments.values() if isinstance(a, Tensor)]
     dtype, device = torch.float64, None
     if tensors:
-        dtype, device = tensors[0].dtype, tensors[0].device
-        for t in tensors[1:]:
+        leading = [t for t in tensors if t.ndim] or tensors
+        dtype, device = leading[0].dtype, leading[0].device
+        for t in leading[1:]:
             dtype = torch.promote_types(dtype, t.dtype)
     converted = []
     for name, value in arguments.items():
         try:
-            tensor = torch.as_tensor(value, dtype=dtype, device=device)
+            converted.append(torch.as_tensor(value, dtype=dtype, device=device))
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name} must be a real number or a tensor, got {value!r}") from error
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}")
-        converted.append(tensor)
     try:
         return list(torch.broadcast_tensors(*converted))
     except RuntimeError as error:
-        shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip(arguments, converted, strict=True))
+        shapes = ", ".join(
+            f"{n} {tuple(t.shape)}" for n, t in zip(arguments, converted, strict=True)
+        )
         raise ValueError(f"shapes do not broadcast: {shapes}") from error
