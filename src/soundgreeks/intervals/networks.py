@@ -1,0 +1,181 @@
+"""Interval values and adjoints of multilayer perceptrons."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .._validate import require
+from . import functions as f
+from .arithmetic import Interval, interval
+
+ACTIVATIONS = {
+    nn.ReLU: (f.relu, f.relu_prime),
+    nn.SiLU: (f.silu, f.silu_prime),
+    nn.GELU: (f.gelu, f.gelu_prime),
+    nn.Tanh: (f.tanh, f.tanh_prime),
+    nn.Sigmoid: (f.sigmoid, f.sigmoid_prime),
+    nn.Softplus: (f.softplus, f.softplus_prime),
+}
+"""Enclosure of each activation and of its derivative.
+
+Softplus is the function log(1 + exp(x)); `nn.Softplus` replaces it by x above 20, 2e-9 less.
+"""
+
+
+def layers_of(network: nn.Sequential) -> tuple[list[nn.Linear], type[nn.Module]]:
+    """The linear layers of a multilayer perceptron and the type of the activation between them.
+
+    Raises
+    ------
+    TypeError
+        Anything but linear layers with one known activation between each two.
+    """
+    modules = list(network) if isinstance(network, nn.Sequential) else []
+    linear, between = modules[::2], modules[1::2]
+    activation = type(between[0]) if between else nn.ReLU
+    if not (
+        len(modules) % 2 == 1
+        and all(isinstance(m, nn.Linear) for m in linear)
+        and activation in ACTIVATIONS
+        and all(type(m) is activation for m in between)
+        and all(getattr(m, "approximate", "none") == "none" for m in between)
+        and all(getattr(m, "beta", 1) == 1 for m in between)
+    ):
+        known = ", ".join(a.__name__ for a in ACTIVATIONS)
+        raise TypeError(
+            "network must be an nn.Sequential of Linear layers with one plain activation "
+            f"({known}) between each two, got {network}"
+        )
+    return linear, activation
+
+
+def affine(x: Interval, layer: nn.Linear) -> Interval:
+    """Enclosure of ``layer`` on x, (..., inputs) -> (..., outputs)."""
+    y = x @ layer.weight.detach().mT
+    return y if layer.bias is None else y + layer.bias.detach()
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Interval values and adjoints of a network with L hidden layers (notation of Table 1).
+
+    Attributes
+    ----------
+    k : L + 1 enclosures (..., width) before the activation; the last is the output y
+    n : L + 1 enclosures of the nodes; n[0] is the input, n[l] the l-th hidden layer
+    k_bar, n_bar : enclosures (..., outputs, width) of dy/dk and dy/dn, in the same order
+    """
+
+    k: list[Interval]
+    n: list[Interval]
+    k_bar: list[Interval]
+    n_bar: list[Interval]
+
+
+def forward(network: nn.Sequential, box: Interval) -> Interval:
+    """Natural interval extension of the network, (..., inputs) -> (..., outputs)."""
+    return _values(network, box)[0][-1].to(interval(box).dtype)
+
+
+def _values(network: nn.Sequential, box: Interval) -> tuple[list[Interval], list[Interval]]:
+    linear, activation = layers_of(network)
+    function, _ = ACTIVATIONS[activation]
+    box = interval(box).to(torch.float64)
+    inputs = linear[0].in_features
+    if box.ndim == 0 or box.shape[-1] != inputs:
+        raise ValueError(f"box must be of shape (..., {inputs}), got {tuple(box.shape)}")
+    rows = box.reshape(-1, inputs)
+    k, n = [affine(rows, linear[0])], [rows]
+    for layer in linear[1:]:
+        n.append(function(k[-1]))
+        k.append(affine(n[-1], layer))
+    shape = box.shape[:-1]
+    return [x.reshape(*shape, -1) for x in k], [x.reshape(*shape, -1) for x in n]
+
+
+def trace(network: nn.Sequential, box: Interval) -> Trace:
+    """Interval values and, by reverse mode, interval adjoints of every node.
+
+    Parameters
+    ----------
+    network : `nn.Sequential` of Linear layers with one activation between each two
+    box : (..., inputs), one or many boxes
+
+    Returns
+    -------
+    Trace
+        It encloses what real arithmetic gives for the network's weights; what floating point gives
+        differs from that by its own rounding.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A network that is not of that form; a box of another shape.
+    """
+    linear, activation = layers_of(network)
+    _, derivative = ACTIVATIONS[activation]
+    k, n = _values(network, box)
+    outputs = linear[-1].out_features
+    one = torch.eye(outputs, dtype=k[-1].dtype, device=k[-1].device)
+    k_bar = [interval(one.expand(*k[-1].shape[:-1], outputs, outputs))]
+    n_bar = [k_bar[0] @ linear[-1].weight.detach()]
+    for layer, before in zip(linear[-2::-1], k[-2::-1], strict=True):
+        k_bar.append(n_bar[-1] * derivative(before).unsqueeze(-2))
+        n_bar.append(k_bar[-1] @ layer.weight.detach())
+    dtype = interval(box).dtype
+    k, n, k_bar, n_bar = ([x.to(dtype) for x in xs] for xs in (k, n, k_bar[::-1], n_bar[::-1]))
+    return Trace(k, n, k_bar, n_bar)
+
+
+def mean_value(network: nn.Sequential, box: Interval) -> Interval:
+    r"""Mean-value form f(m) + f'([x]) ([x] - m), cut with the natural extension.
+
+    Its excess width falls with the square of the width of the box, the natural extension's only
+    in proportion (Moore, Kearfott and Cloud, 2009, ch. 6).
+    """
+    t = trace(network, box)
+    middle = Interval(box.mid)
+    shift = (box - middle).unsqueeze(-2)  # (..., 1, inputs)
+    return forward(network, middle) + (t.n_bar[0] * shift).sum(-1) & t.k[-1]
+
+
+def split(box: Interval, cells: int, weights: Tensor | None = None) -> Interval:
+    """Cut one box into a grid of `cells`, halving the widest edge again and again.
+
+    Parameters
+    ----------
+    box : (inputs,)
+    cells : a power of two
+    weights : (inputs,), how much a unit of each edge counts, for example the adjoint's magnitude
+
+    Returns
+    -------
+    Interval
+        (cells, inputs); the cells share their faces and cover the box.
+
+    Raises
+    ------
+    ValueError
+        `cells` is not a power of two, or `box` not one bounded box.
+    """
+    require(cells >= 1 and cells & (cells - 1) == 0, "cells", cells, "a power of two")
+    require(box.ndim == 1 and bool(box.mag.isfinite().all()), "box", box, "one bounded box")
+    edges = box.hi.double() - box.lo.double()
+    edges = (edges if weights is None else edges * weights.double()).tolist()
+    pieces = [1] * len(edges)
+    for _ in range(cells.bit_length() - 1):
+        i = max(range(len(edges)), key=lambda j: edges[j] / pieces[j])
+        pieces[i] *= 2
+    lows, highs = [], []
+    for lo, hi, p in zip(box.lo, box.hi, pieces, strict=True):
+        fraction = torch.arange(1, p, dtype=box.dtype, device=box.device) / p
+        inner = (lo * (1 - fraction) + hi * fraction).clamp(lo, hi).cummax(0).values
+        cuts = torch.cat([lo[None], inner, hi[None]])
+        lows.append(cuts[:-1])
+        highs.append(cuts[1:])
+    grid = [
+        torch.stack([g.flatten() for g in torch.meshgrid(*ends, indexing="ij")], dim=-1)
+        for ends in (lows, highs)
+    ]
+    return Interval(*grid)
