@@ -1,0 +1,122 @@
+"""Networks: multilayer perceptrons, plain or residual, and the DeepONet of DeepSVM's eq. 9.
+
+They know no model: numbers in, numbers out, on values and on jets.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from . import jets
+from ._validate import require
+from .jets import Jet
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron, h -> h + act(W h + b) between hidden layers of equal width.
+
+    Parameters
+    ----------
+    n_in, n_out : numbers of inputs and outputs
+    width : nodes in each hidden layer
+    hidden : number of hidden layers, >= 1
+    activation : "gelu", "silu" or "tanh"
+    residual : add each hidden layer's input to its output (from the second on)
+
+    Raises
+    ------
+    ValueError
+        A size below one or an unknown activation.
+    """
+
+    def __init__(self, n_in, n_out, *, width=128, hidden=4, activation="gelu", residual=True):
+        super().__init__()
+        for name, size in dict(n_in=n_in, n_out=n_out, width=width, hidden=hidden).items():
+            require(size >= 1, name, size, "at least 1")
+        require(
+            activation in jets.ACTIVATIONS, "activation", activation, f"in {set(jets.ACTIVATIONS)}"
+        )
+        sizes = [n_in] + [width] * hidden + [n_out]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.activation, self.residual = activation, residual
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(..., n_in) -> (..., n_out), by the same code as `jet`, on one channel."""
+        return self.jet(h[None])[0]
+
+    def jet(self, h: Tensor) -> Tensor:
+        """Stacked channels (7, ..., n_in) -> (7, ..., n_out)."""
+        *hidden, last = self.layers
+        for i, layer in enumerate(hidden):
+            out = jets.activation(h @ layer.weight.T, layer.bias, self.activation)
+            h = h + out if self.residual and i > 0 else out
+        out = h @ last.weight.T
+        return torch.cat([out[:1] + last.bias, out[1:]])  # a constant has no derivatives
+
+
+class Rescale(nn.Module):
+    """The linear map of [low, high] to [-1, 1], for values and for stacked channels."""
+
+    def __init__(self, ranges: Sequence[tuple[float, float]]):
+        super().__init__()
+        low, high = torch.tensor(ranges, dtype=torch.get_default_dtype()).T
+        self.register_buffer("scale", 2 / (high - low))
+        self.register_buffer("shift", -(high + low) / (high - low))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h * self.scale + self.shift
+
+    def jet(self, h: Tensor) -> Tensor:
+        out = h * self.scale
+        out[0] += self.shift
+        return out
+
+
+class DeepONet(nn.Module):
+    r"""N(mu, y) = <b(mu), t(y)>: branch on parameters mu, trunk on coordinates y (eq. 9).
+
+    Parameters
+    ----------
+    branch_ranges, trunk_ranges : (low, high) of every input, rescaled to [-1, 1]
+    latent : length p of the two embeddings
+    width, hidden, activation : of both residual MLPs
+
+    Raises
+    ------
+    ValueError
+        A size below one or an unknown activation.
+    """
+
+    def __init__(
+        self, branch_ranges, trunk_ranges, *, latent=128, width=128, hidden=4, activation="gelu"
+    ):
+        super().__init__()
+        shape = dict(width=width, hidden=hidden, activation=activation)
+        self.branch_scale, self.trunk_scale = Rescale(branch_ranges), Rescale(trunk_ranges)
+        self.branch = MLP(len(branch_ranges), latent, **shape)
+        self.trunk = MLP(len(trunk_ranges), latent, **shape)
+        # <b, t> starts at order one whatever the length of the embeddings.
+        self.scale = latent**-0.5
+
+    def embed(self, mu: Tensor) -> Tensor:
+        """Branch: (..., n) -> (..., latent)."""
+        return self.branch(self.branch_scale(mu)) * self.scale
+
+    def basis(self, coordinates: Sequence[Jet]) -> Tensor:
+        """Trunk: jets of the coordinates -> stacked channels (7, ..., latent), or (1, ...)."""
+        return self.trunk.jet(self.trunk_scale.jet(jets.stack(coordinates)))
+
+    def jet(self, mu: Tensor, coordinates: Sequence[Jet]) -> Jet:
+        """N and its derivatives; `mu` (..., n) broadcasts against the coordinates (...).
+
+        M parameter vectors of shape (M, 1, n) against P points of shape (P,) give (M, P): the
+        branch is evaluated M times, the trunk P times, and one matrix product does the rest.
+        Points with their own parameters, (P, n) against (P,), give (P,).
+        """
+        b, t = self.embed(mu), self.basis(coordinates)
+        if b.ndim == 3 and b.shape[1] == 1 and t.ndim == 3:
+            channels, points, latent = t.shape
+            product = b[:, 0] @ t.reshape(channels * points, latent).T  # (M, 7 P)
+            return jets.unstack(product.view(-1, channels, points).unbind(1))
+        return jets.unstack((b * t).sum(-1))

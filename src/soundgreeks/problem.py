@@ -1,0 +1,263 @@
+"""Section III.C: the loss of a pricing operator on its collocation sets, and how they are renewed.
+
+Brings together operator, points and residual, as a `training.Loss`.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from . import collocation, residual
+from .collocation import Points
+from .heston import Parameters
+from .operators import Config, Operator
+from .residual import HESTON, StochasticVolatility
+from .training import Phase, train
+
+
+class PricingProblem:
+    """L = L_phys + lambda_b L_bound + lambda_a L_atm (eq. 11) for one operator.
+
+    Parameters
+    ----------
+    operator : in the dtype and on the device to train on
+    config : of the points and weights; the operator's own by default
+    model : coefficients of the equation
+    rank, world : which share of the points is this process's (the points themselves are drawn
+        and refined alike in every process)
+
+    The points of every step follow from `config.seed` and the step alone.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        config: Config | None = None,
+        *,
+        model: StochasticVolatility = HESTON,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.operator, self.model = operator, model
+        self.config = config or operator.config
+        self.rank, self.world = rank, world
+        self.sets: dict[str, Points] = {}
+        self.extended = False
+        c, generator = self.config, self._generator(0)
+        self._domain = dict(
+            x=(-c.x_half, c.x_half), nu=(c.nu_low, c.nu_high), tau=(c.tau_low, 1.0),
+            feller_share=c.feller_share,
+        )  # fmt: skip
+        self.sets["physics"] = self._interior(generator)
+        if c.atm:
+            self.sets["atm"] = collocation.draw_at_the_money(
+                c.atm, generator=generator, **self._domain
+            )
+        if c.boundary:
+            self.sets["boundary"] = self._edges(c.boundary, generator)
+        self._rebuild()
+
+    # -- the points ------------------------------------------------------------------------------
+
+    def begin(self, phase: Phase, number: int, step: int) -> None:
+        """Renew the points: fresh ones each step, or RAR every `rar_every` steps.
+
+        L-BFGS needs a fixed loss: its points stay, once the boundary set has been extended.
+        """
+        c = self.config
+        generator = self._generator(1 + number * 10_000_000 + step)
+        if phase.optimizer == "lbfgs":
+            if c.boundary and c.boundary_second and not self.extended:
+                more = self._edges(c.boundary_second, generator)
+                self.sets["boundary"] = _join(self.sets["boundary"], more)
+                self.extended = True
+                self._rebuild()
+        elif c.sampling == "fresh":
+            self.sets["physics"] = self._interior(generator)
+            self._rebuild()
+        elif step > 0 and step % c.rar_every == 0:
+            self._refine(generator)
+            self._rebuild()
+
+    def _generator(self, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed * 1_000_000_007 + step)
+
+    def _interior(self, generator, size=None) -> Points:
+        c = self.config
+        size = c.points if size is None else size
+        if c.sampling == "fresh" and not isinstance(size, tuple):
+            return collocation.draw_similar(size, generator=generator, **self._domain)
+        return collocation.draw(size, x_map=c.x_map, generator=generator, **self._domain)
+
+    def _edges(self, n: int, generator) -> Points:
+        """`n` points, half of them at x_min and half at x_max."""
+        points = collocation.draw(n, generator=generator, **self._domain)
+        side = torch.where(torch.arange(n) % 2 == 0, -1.0, 1.0).to(points.x)
+        return Points(self.config.x_half * side, points.nu, points.tau, points.p)
+
+    @torch.no_grad()
+    def _refine(self, generator) -> None:
+        c, active = self.config, self.sets["physics"]
+
+        def sizes(n: int) -> tuple[int, int]:
+            return max(1, round(c.rar_candidates * n)), max(1, round(c.rar_replaced * n))
+
+        n, count = sizes(len(active.x))
+        if not active.grid:
+            candidates = self._interior(generator, n)
+            scores = self._scores(candidates)
+            self.sets["physics"] = collocation.refine(
+                active, candidates, scores, count, generator=generator
+            )
+            return
+        # A product set has two sides; each is refined against the other.
+        m, count_p = sizes(len(active.p.kappa))
+        drawn = self._interior(generator, (m, n))
+        candidates = Points(drawn.x, drawn.nu, drawn.tau, active.p)
+        scores = self._scores(candidates).mean(0)
+        renewed = collocation.refine(active, candidates, scores, count, generator=generator)
+        scores = self._scores(Points(active.x, active.nu, active.tau, drawn.p)).mean(1)
+        self.sets["physics"] = collocation.refine_parameters(
+            renewed, drawn.p, scores, count_p, generator=generator
+        )
+
+    def _scores(self, points: Points) -> Tensor:
+        """R^2 + lambda_max R^4 at each point, float64 on the CPU."""
+        like = dict(dtype=self.operator.dtype, device=self.operator.device)
+        squared = torch.cat(
+            [self.residual(piece.to(**like)) ** 2 for piece in points.chunks(self.config.chunk)],
+            dim=-1,
+        )
+        return (squared + self.config.lambda_max * squared**2).double().cpu()
+
+    def _rebuild(self) -> None:
+        """Cut this process's share into pieces, in the operator's dtype and on its device."""
+        like = dict(dtype=self.operator.dtype, device=self.operator.device)
+        self._pieces = {}
+        for name, points in self.sets.items():
+            pieces = [
+                p.to(**like) for p in points.shard(self.rank, self.world).chunks(self.config.chunk)
+            ]
+            self._pieces[name] = [(p, self._fixed(p) if name != "boundary" else None)
+                                  for p in pieces]  # fmt: skip
+
+    def _fixed(self, points: Points) -> Tensor | None:
+        """The part of a linear ansatz's residual that the weights do not change."""
+        if not self._linear(points):
+            return None
+        return residual.anchor_residual(points.x, points.nu, points.tau, points.p, model=self.model)
+
+    def _linear(self, points: Points) -> bool:
+        c = self.operator.config
+        return c.ansatz == "anchor" and c.network == "deeponet" and points.grid
+
+    # -- the loss --------------------------------------------------------------------------------
+
+    def residual(self, points: Points, fixed: Tensor | None = None) -> Tensor:
+        """Eq. 5 at every point, (P,) or (M, P): bilinear where the ansatz allows, else by jets."""
+        x, nu, tau, p = points.x, points.nu, points.tau, points.p
+        if self._linear(points):
+            return residual.bilinear_residual(
+                self.operator.network, x, nu, tau, p,
+                features=self.operator.features, model=self.model, fixed=fixed,
+            )  # fmt: skip
+        return residual.residual(self.operator.jet(x, nu, tau, p), nu, p, self.model)
+
+    def parts(self) -> Iterator[dict[str, Tensor]]:
+        c = self.config
+        for name, weight in (("physics", 1.0), ("atm", c.lambda_atm)):
+            pieces = self._pieces.get(name, ())
+            count = sum(piece.count for piece, _ in pieces)
+            for piece, fixed in pieces:
+                loss = residual.physics_loss(self.residual(piece, fixed), c.lambda_max)
+                yield {name: weight * (piece.count / count) * loss}
+        pieces = self._pieces.get("boundary", ())
+        count = sum(piece.count for piece, _ in pieces)
+        for b, _ in pieces:
+            u = self.operator.value(b.x, b.nu, b.tau, b.p)
+            loss = residual.boundary_loss(u, b.x, b.tau, b.p.r)
+            yield {"boundary": c.lambda_boundary * (b.count / count) * loss}
+
+    @torch.no_grad()
+    def locate(self) -> str:
+        """The first point whose residual is not finite."""
+        for name, pieces in self._pieces.items():
+            for points, fixed in pieces:
+                if name == "boundary":
+                    r = self.operator.value(points.x, points.nu, points.tau, points.p)
+                else:
+                    r = self.residual(points, fixed)
+                bad = (~torch.isfinite(r)).nonzero()
+                if len(bad):
+                    where = points.select(bad[0][-1])
+                    p = where.p[bad[0][0], 0] if points.grid else where.p
+                    values = dict(x=where.x, nu=where.nu, tau=where.tau) | {
+                        k: getattr(p, k) for k in ("kappa", "theta", "sigma", "rho", "r")
+                    }
+                    at = ", ".join(f"{k} = {float(v):.4g}" for k, v in values.items())
+                    return f"{len(bad)} of {r.numel()} values in the {name} set, first at {at}"
+        return "every residual is finite alone; their powers overflow"
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        if self.config.sampling == "fresh":
+            return {"sets": {}, "extended": self.extended}
+        sets = {name: points.tensors() for name, points in self.sets.items()}
+        return {"sets": sets, "extended": self.extended}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.extended = state["extended"]
+        self.sets |= {
+            name: Points.from_tensors({k: v.cpu() for k, v in tensors.items()})
+            for name, tensors in state["sets"].items()
+        }
+        self._rebuild()
+
+
+def _join(a: Points, b: Points) -> Points:
+    p = [torch.cat(pair) for pair in zip(a.p, b.p, strict=True)]
+    return Points(
+        torch.cat([a.x, b.x]), torch.cat([a.nu, b.nu]), torch.cat([a.tau, b.tau]), Parameters(*p)
+    )
+
+
+def train_operator(
+    config: Config, directory: Path | str, *, device: str | torch.device = "cpu", **options
+) -> tuple[Operator, dict]:
+    """Train the operator of a configuration, or resume where a killed run stopped.
+
+    Parameters
+    ----------
+    directory : for `checkpoint.pt` and `log.jsonl`; made if it does not exist
+    device : to train on; under ``torchrun`` the process group is the caller's to initialise
+    options : passed on to `training.train`
+
+    Returns
+    -------
+    The trained operator and what `training.train` returns.
+
+    Raises
+    ------
+    ValueError
+        The directory holds another configuration's run.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    record = directory / "config.json"
+    if record.exists() and Config.from_dict(json.loads(record.read_text())) != config:
+        raise ValueError(f"directory must be new or hold a run of {config.name!r}, got {directory}")
+    record.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+    operator = Operator(config).to(device)
+    distributed = dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    problem = PricingProblem(operator, rank=rank, world=world)
+    summary = train(
+        operator, problem, config.phases,
+        checkpoint=directory / "checkpoint.pt", log=directory / "log.jsonl", **options,
+    )  # fmt: skip
+    return operator, summary
