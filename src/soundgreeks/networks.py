@@ -4,6 +4,7 @@ They know no model: numbers in, numbers out, on values and on jets.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class MLP(nn.Module):
             activation in jets.ACTIVATIONS, "activation", activation, f"in {set(jets.ACTIVATIONS)}"
         )
         sizes = [n_in] + [width] * hidden + [n_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.activation, self.residual = activation, residual
 
     def forward(self, h: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ uses. `paper` is DeepSVM's section III.C to the letter; the paper states neither
 the length p of the embeddings, 128 both is our choice.
 """
 
+import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
@@ -34,10 +35,11 @@ class Config:
     width, hidden, latent, activation : of the networks
     sampling : "rar" (a set that adaptive refinement renews) or "fresh" (new points every step)
     grid : False for points that each have parameters of their own; True for M x P products
-    points : residual points, or (M, P)
+    points : residual points with parameters of their own, or (M, P): M parameter vectors, each
+        against P points
     x_map : "tanh" (eq. 14), "sinh" or "uniform"
-    atm, boundary, boundary_second : points in the at-the-money and boundary sets; how many
-        boundary points are added before the first L-BFGS phase
+    atm, boundary, boundary_second : points, likewise, in the at-the-money and boundary sets; the
+        second boundary set joins before the first L-BFGS phase
     rar_every, rar_candidates, rar_replaced : steps between refinements; candidates drawn and
         points replaced in each, as fractions of the active set
     lambda_max, lambda_boundary, lambda_atm : weights of eqs. 11 and 12
@@ -58,8 +60,8 @@ class Config:
     points: int | tuple[int, int] = 200_000
     x_map: str = "tanh"
     atm: int | tuple[int, int] = 4096
-    boundary: int = 2048
-    boundary_second: int = 2048
+    boundary: int | tuple[int, int] = 2048
+    boundary_second: int | tuple[int, int] = 2048
     rar_every: int = 500
     rar_candidates: float = 0.25
     rar_replaced: float = 0.10
@@ -111,15 +113,19 @@ class Config:
 
 
 _LAPTOP = Config(
-    points=(64, 256), atm=(32, 64), boundary=1024, boundary_second=1024, width=64, latent=64,
+    points=(64, 256), atm=(32, 64), boundary=(32, 32), boundary_second=(32, 32),
+    width=64, latent=64,
     phases=(Phase("adam", 2_000, 1e-3, halve_every=500), Phase("lbfgs", 500)),
 )  # fmt: skip
 
 PRESETS: dict[str, Config] = {
     "paper": Config(name="paper"),
-    # The same numbers, with the 200,000 points as 128 parameter vectors x 1,568 points: what a
-    # CPU can do in an hour, because the trunk then sees 1,568 points instead of 200,000.
-    "paper_grid": Config(name="paper_grid", points=(128, 1568), atm=(64, 64)),
+    # The same numbers, with the 200,000 points as 256 parameter vectors x 784 points: what a
+    # CPU can do in an hour, because the trunk then sees 784 points instead of 200,000.
+    "paper_grid": Config(
+        name="paper_grid", points=(256, 784), atm=(64, 64), boundary=(64, 32),
+        boundary_second=(64, 32), chunk=65_536,
+    ),
     "printed": replace(_LAPTOP, name="printed"),
     "smoothed": replace(_LAPTOP, name="smoothed", ansatz="smoothed"),
     "anchor": replace(_LAPTOP, name="anchor", ansatz="anchor"),
@@ -132,7 +138,7 @@ PRESETS: dict[str, Config] = {
     ),
     "smoke": replace(
         _LAPTOP, name="smoke", width=16, latent=16, hidden=2, points=(8, 32), atm=(4, 8),
-        boundary=32, boundary_second=32, rar_every=5,
+        boundary=(8, 4), boundary_second=(8, 4), rar_every=5,
         phases=(Phase("adam", 12, 1e-3, halve_every=5), Phase("soap", 6), Phase("lbfgs", 30)),
     ),
 }  # fmt: skip
@@ -208,6 +214,11 @@ class Operator(nn.Module):
         ------
         ValueError
             `nu` or `tau` negative or NaN, or shapes that do not broadcast.
+
+        Warns
+        -----
+        UserWarning
+            An argument outside Table I, the range of training, or a violated Feller condition.
         """
         return self.value(*self._arguments(x, nu, tau, p))
 
@@ -235,5 +246,22 @@ class Operator(nn.Module):
             raise ValueError(
                 f"shapes do not broadcast: x {tuple(x.shape)}, p {tuple(p.shape)}"
             ) from error
+        _warn_outside(p, x=x, nu=nu, tau=tau, **{k: getattr(p, k) for k in _BRANCH})
         like = dict(dtype=self.dtype, device=self.device)
         return x.to(**like), nu.to(**like), tau.to(**like), Parameters(*(v.to(**like) for v in p))
+
+
+def _warn_outside(p: Parameters, **arguments: Tensor) -> None:
+    for name, value in arguments.items():
+        low, high = TABLE_I[name]
+        slack = 1e-6 * (high - low)  # a float32 0.01 is not quite 0.01
+        outside = (value < low - slack) | (value > high + slack)
+        if bool(outside.any()):
+            first = value[outside].flatten()[0].item()
+            _warn(f"{name} = {first:.6g} is outside [{low}, {high}], the range of training")
+    if bool((p.sigma**2 >= (1 + 1e-6) * 2 * p.kappa * p.theta).any()):
+        _warn("2 kappa theta <= sigma^2 is outside the Feller condition of training")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=5)

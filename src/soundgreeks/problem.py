@@ -13,10 +13,11 @@ from torch import Tensor
 
 from . import collocation, residual
 from .collocation import Points
-from .heston import Parameters
 from .operators import Config, Operator
 from .residual import HESTON, StochasticVolatility
 from .training import Phase, train
+
+_EDGES = ("boundary", "more boundary")
 
 
 class PricingProblem:
@@ -46,7 +47,6 @@ class PricingProblem:
         self.config = config or operator.config
         self.rank, self.world = rank, world
         self.sets: dict[str, Points] = {}
-        self.extended = False
         c, generator = self.config, self._generator(0)
         self._domain = dict(
             x=(-c.x_half, c.x_half), nu=(c.nu_low, c.nu_high), tau=(c.tau_low, 1.0),
@@ -71,10 +71,8 @@ class PricingProblem:
         c = self.config
         generator = self._generator(1 + number * 10_000_000 + step)
         if phase.optimizer == "lbfgs":
-            if c.boundary and c.boundary_second and not self.extended:
-                more = self._edges(c.boundary_second, generator)
-                self.sets["boundary"] = _join(self.sets["boundary"], more)
-                self.extended = True
+            if c.boundary_second and "more boundary" not in self.sets:
+                self.sets["more boundary"] = self._edges(c.boundary_second, generator)
                 self._rebuild()
         elif c.sampling == "fresh":
             self.sets["physics"] = self._interior(generator)
@@ -93,10 +91,10 @@ class PricingProblem:
             return collocation.draw_similar(size, generator=generator, **self._domain)
         return collocation.draw(size, x_map=c.x_map, generator=generator, **self._domain)
 
-    def _edges(self, n: int, generator) -> Points:
-        """`n` points, half of them at x_min and half at x_max."""
-        points = collocation.draw(n, generator=generator, **self._domain)
-        side = torch.where(torch.arange(n) % 2 == 0, -1.0, 1.0).to(points.x)
+    def _edges(self, size, generator) -> Points:
+        """Points half of which are at x_min and half at x_max."""
+        points = collocation.draw(size, generator=generator, **self._domain)
+        side = torch.where(torch.arange(len(points.x)) % 2 == 0, -1.0, 1.0).to(points.x)
         return Points(self.config.x_half * side, points.nu, points.tau, points.p)
 
     @torch.no_grad()
@@ -142,7 +140,7 @@ class PricingProblem:
             pieces = [
                 p.to(**like) for p in points.shard(self.rank, self.world).chunks(self.config.chunk)
             ]
-            self._pieces[name] = [(p, self._fixed(p) if name != "boundary" else None)
+            self._pieces[name] = [(p, self._fixed(p) if name not in _EDGES else None)
                                   for p in pieces]  # fmt: skip
 
     def _fixed(self, points: Points) -> Tensor | None:
@@ -175,9 +173,9 @@ class PricingProblem:
             for piece, fixed in pieces:
                 loss = residual.physics_loss(self.residual(piece, fixed), c.lambda_max)
                 yield {name: weight * (piece.count / count) * loss}
-        pieces = self._pieces.get("boundary", ())
-        count = sum(piece.count for piece, _ in pieces)
-        for b, _ in pieces:
+        edges = [piece for name in _EDGES for piece, _ in self._pieces.get(name, ())]
+        count = sum(piece.count for piece in edges)
+        for b in edges:
             u = self.operator.value(b.x, b.nu, b.tau, b.p)
             loss = residual.boundary_loss(u, b.x, b.tau, b.p.r)
             yield {"boundary": c.lambda_boundary * (b.count / count) * loss}
@@ -187,7 +185,7 @@ class PricingProblem:
         """The first point whose residual is not finite."""
         for name, pieces in self._pieces.items():
             for points, fixed in pieces:
-                if name == "boundary":
+                if name in _EDGES:
                     r = self.operator.value(points.x, points.nu, points.tau, points.p)
                 else:
                     r = self.residual(points, fixed)
@@ -205,25 +203,12 @@ class PricingProblem:
     # -- checkpoints -----------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        if self.config.sampling == "fresh":
-            return {"sets": {}, "extended": self.extended}
-        sets = {name: points.tensors() for name, points in self.sets.items()}
-        return {"sets": sets, "extended": self.extended}
+        return {name: points.tensors() for name, points in self.sets.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        self.extended = state["extended"]
-        self.sets |= {
-            name: Points.from_tensors({k: v.cpu() for k, v in tensors.items()})
-            for name, tensors in state["sets"].items()
-        }
+        for name, tensors in state.items():
+            self.sets[name] = Points.from_tensors({k: v.cpu() for k, v in tensors.items()})
         self._rebuild()
-
-
-def _join(a: Points, b: Points) -> Points:
-    p = [torch.cat(pair) for pair in zip(a.p, b.p, strict=True)]
-    return Points(
-        torch.cat([a.x, b.x]), torch.cat([a.nu, b.nu]), torch.cat([a.tau, b.tau]), Parameters(*p)
-    )
 
 
 def train_operator(

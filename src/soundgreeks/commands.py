@@ -1,0 +1,88 @@
+"""The commands ``soundgreeks train`` and ``soundgreeks evaluate``."""
+
+import argparse
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from . import evaluation, weights
+from .operators import PRESETS
+from .problem import train_operator
+
+
+def add_commands(subparsers) -> None:
+    """Add both to an ``argparse`` set of sub-parsers; each sets ``run``, called with its arguments.
+
+    >>> arguments = parser.parse_args(); arguments.run(arguments)  # doctest: +SKIP
+    """
+    parser = subparsers.add_parser("train", help="train an operator, or resume its training")
+    parser.add_argument("preset", choices=sorted(PRESETS))
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run and its weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--evaluation-seed", type=int, default=1)
+    parser.set_defaults(run=train)
+    parser = subparsers.add_parser("evaluate", help="measure an operator against the truth")
+    parser.add_argument("weights", help=f"one of {weights.available()} or a file")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--points", type=int, default=20_000)
+    parser.set_defaults(run=evaluate)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train, measure, and write OUT/PRESET.safetensors with its provenance."""
+    device = pick_device(arguments.device)
+    if "RANK" in os.environ:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+    config = replace(PRESETS[arguments.preset], seed=arguments.seed)
+    operator, summary = train_operator(config, arguments.out, device=device)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        operator = operator.cpu()
+        table = evaluation.evaluate(operator.double(), arguments.evaluation_seed)
+        print(evaluation.format_table(table))
+        weights.save(
+            operator.to(getattr(torch, config.dtype)),
+            arguments.out / config.name,
+            {
+                "profile": "full",
+                "preset": config.name,
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+                "processes": dist.get_world_size() if dist.is_initialized() else 1,
+                "training": summary,
+                "evaluation_seed": arguments.evaluation_seed,
+                "metrics": table,
+            },
+        )
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Print the whole table."""
+    operator = weights.load(arguments.weights)
+    table = evaluation.evaluate(operator, arguments.seed, arguments.points)
+    print(evaluation.format_table(table))
+
+
+def pick_device(name: str) -> torch.device:
+    """`name` as a device; "auto" is CUDA where there is one.
+
+    Raises
+    ------
+    ValueError
+        No such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
+    return device
