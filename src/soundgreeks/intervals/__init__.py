@@ -45,7 +45,7 @@ from .functions import (
     tanh,
     tanh_prime,
 )
-from .networks import ACTIVATIONS, Trace, forward, layers_of, mean_value, split, trace
+from .networks import ACTIVATIONS, Trace, forward, layers_of, mean_value, split, trace, values
 
 __all__ = [
     "ACTIVATIONS",
@@ -76,4 +76,5 @@ __all__ = [
     "tanh",
     "tanh_prime",
     "trace",
+    "values",
 ]

@@ -73,12 +73,8 @@ class Trace:
     n_bar: list[Interval]
 
 
-def forward(network: nn.Sequential, box: Interval) -> Interval:
-    """Natural interval extension of the network, (..., inputs) -> (..., outputs)."""
-    return _values(network, box)[0][-1].to(interval(box).dtype)
-
-
-def _values(network: nn.Sequential, box: Interval) -> tuple[list[Interval], list[Interval]]:
+def values(network: nn.Sequential, box: Interval) -> tuple[list[Interval], list[Interval]]:
+    """Enclosures k and n of `Trace`, in float64; a forward pass only."""
     linear, activation = layers_of(network)
     function, _ = ACTIVATIONS[activation]
     box = interval(box).to(torch.float64)
@@ -92,6 +88,11 @@ def _values(network: nn.Sequential, box: Interval) -> tuple[list[Interval], list
         k.append(affine(n[-1], layer))
     shape = box.shape[:-1]
     return [x.reshape(*shape, -1) for x in k], [x.reshape(*shape, -1) for x in n]
+
+
+def forward(network: nn.Sequential, box: Interval) -> Interval:
+    """Natural interval extension of the network, (..., inputs) -> (..., outputs)."""
+    return values(network, box)[0][-1].to(interval(box).dtype)
 
 
 def trace(network: nn.Sequential, box: Interval) -> Trace:
@@ -115,7 +116,7 @@ def trace(network: nn.Sequential, box: Interval) -> Trace:
     """
     linear, activation = layers_of(network)
     _, derivative = ACTIVATIONS[activation]
-    k, n = _values(network, box)
+    k, n = values(network, box)
     outputs = linear[-1].out_features
     one = torch.eye(outputs, dtype=k[-1].dtype, device=k[-1].device)
     k_bar = [interval(one.expand(*k[-1].shape[:-1], outputs, outputs))]

@@ -1,0 +1,258 @@
+"""Significance and pruning: the paper's example digit by digit, bounds, removal, rank order."""
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from soundgreeks import significance
+from soundgreeks.intervals import ACTIVATIONS, Interval, forward, trace
+from soundgreeks.significance import COMPENSATIONS
+
+
+def network_of(*weights_and_biases, activation=nn.ReLU):
+    modules = []
+    for weight, bias in weights_and_biases:
+        layer = nn.Linear(len(weight[0]), len(weight), dtype=torch.float64)
+        layer.weight.data, layer.bias.data = (
+            torch.tensor(t, dtype=torch.float64) for t in (weight, bias)
+        )
+        modules += [layer, activation()]
+    return nn.Sequential(*modules[:-1])
+
+
+def mlp(*sizes, activation=nn.SiLU, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    modules = []
+    for a, b in zip(sizes, sizes[1:], strict=False):  # noqa: RUF007
+        modules += [nn.Linear(a, b, dtype=dtype), activation()]
+    return nn.Sequential(*modules[:-1])
+
+
+@pytest.fixture
+def example():
+    """Example 3.1, its weights recovered from the intervals printed in Table 1."""
+    return network_of(
+        ([[0.12544, 0.02770], [0.11213, -0.00228]], [0.16195, 0.27838]),
+        ([[0.15738, 0.26657], [0.49374, 0.84829]], [0.0937, 0.29896]),
+        ([[0.4287, 1.36634]], [0.2184]),
+    )
+
+
+@pytest.fixture
+def box():
+    return Interval(torch.ones(2).double(), torch.full((2,), 10.0).double())
+
+
+def unit_box(n, dtype=torch.float64):
+    return Interval(-torch.ones(n, dtype=dtype), torch.ones(n, dtype=dtype))
+
+
+def test_significances_of_the_papers_example(example, box):
+    first, second = significance.of_nodes(example, box)
+    assert first.tolist() == pytest.approx([1.02, 1.31], abs=0.005)  # as printed
+    assert second.tolist() == pytest.approx([0.21, 2.12], abs=0.005)
+    # By hand: width times slope, both printed in Table 1 to three and four digits.
+    assert first[0] == pytest.approx((1.6934 - 0.3151) * 0.7421, abs=2e-4)
+    assert second[1] == pytest.approx((2.3205 - 0.7664) * 1.3663, abs=2e-4)
+    # The network is affine here, so an input's share is its width times its one slope.
+    (weights,) = torch.autograd.functional.jacobian(example, box.mid)
+    assert significance.of_inputs(example, box).tolist() == pytest.approx(
+        (9 * weights.abs()).tolist(), rel=1e-12
+    )
+
+
+def test_removing_the_insignificant_node(example, box):
+    smaller = significance.prune(example, keep=[2, 1], box=box, compensation="midpoint")
+    assert smaller[2].weight.tolist() == [[0.49374, 0.84829]]
+    t20 = (trace(example, box).n[2] * torch.tensor([0.4287, 0.0])).mid[0]  # Table 1's [t]_2,0
+    assert smaller[4].bias.item() == pytest.approx(0.2184 + t20.item())
+    assert smaller[4].bias.item() == pytest.approx(0.2184 + (0.1034 + 0.3141) / 2, abs=1e-4)
+    assert example[2].weight.shape == (2, 2)  # the original is as it was
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_no_input_moves_the_output_by_more_than_the_significance(activation):
+    network = mlp(2, 6, 5, 1, activation=activation)
+    box = unit_box(2)
+    x = torch.rand(500, 2).double() * 2 - 1
+    scores = significance.of_nodes(network, box)
+    for layer, n in enumerate(significance.hidden_values(network, x)):
+        tail = network[2 * layer + 2 :]
+        for i in range(n.shape[1]):  # any value of the node beside any values of the others
+            lowest, highest = n.clone(), n.clone()
+            lowest[:, i], highest[:, i] = n[:, i].min(), n[:, i].max()
+            assert (tail(highest) - tail(lowest)).abs().max() <= scores[layer][i]
+    # More boxes only tighten it, and never below what data show.
+    for one, many, seen in zip(
+        scores,
+        significance.of_nodes(network, box, 64),
+        significance.of_data(network, x),
+        strict=True,
+    ):
+        assert (seen <= many * (1 + 1e-12)).all() and (many <= one * (1 + 1e-12)).all()
+
+
+def test_cells_given_equal_cells_cut():
+    network, box = mlp(3, 6, 5, 2), unit_box(3)
+    cut = significance.cells_of(network, box, 512)
+    ours = significance.of_nodes(network, box, 512)
+    given = significance.of_nodes(network, cut)
+    assert all(torch.equal(a, b) for a, b in zip(ours, given, strict=True))
+    t = trace(network, cut)  # all at once, without chunks
+    for score, n, bar in zip(ours, t.n[1:], t.n_bar[1:], strict=True):
+        by_hand = (n.hi.amax(0) - n.lo.amin(0)) * bar.mag.sum(-2).amax(0)
+        assert torch.allclose(score, by_hand, rtol=1e-12)
+
+
+def test_kd_cells_hold_the_data():
+    data = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)).double()
+    cells = significance.kd_cells(data, 64)
+    assert cells.shape == (64, 3)
+    inside = (cells.lo[:, None] <= data) & (data <= cells.hi[:, None])
+    assert (inside.all(-1).sum(0) >= 1).all()  # every point in some cell
+    assert inside.all(-1).sum(1).min() >= 15 and inside.all(-1).sum(1).max() <= 16
+    assert (cells.width.prod(-1).sum() < Interval.hull(data).width.prod()).all()
+
+
+def test_dead_and_duplicate_nodes_are_pruned_without_loss():
+    network = mlp(3, 8, 8, 1)
+    network[0].weight.data[2], network[0].bias.data[2] = 0.0, 0.7  # a constant
+    network[4].weight.data[0, 5] = 0.0  # a node nobody hears
+    scores = significance.of_nodes(network, unit_box(3))
+    assert scores[0].argmin() == 2 and scores[0][2] < 1e-12
+    assert scores[1].argmin() == 5 and scores[1][5] < 1e-12
+    x = torch.randn(200, 3).double()
+    for compensation in ("midpoint", "averaged", "mean"):
+        smaller = significance.prune(
+            network, [7, 7], box=unit_box(3), splits=4, compensation=compensation
+        )
+        assert torch.allclose(smaller(x), network(x), atol=1e-12)
+    bare = significance.prune(network, [7, 7], box=unit_box(3), compensation="none")
+    assert not torch.allclose(bare(x), network(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("compensation", COMPENSATIONS)
+def test_stand_ins(compensation):
+    network, box = mlp(3, 8, 8, 1), unit_box(3)
+    data = torch.rand(2000, 3).double()
+    got = significance.stand_ins(network, compensation, box=box, splits=16, data=data)
+    expected = {
+        "midpoint": lambda: [n.mid for n in trace(network, box).n[1:]],
+        "averaged": lambda: [
+            n.mid.mean(0) for n in trace(network, significance.cells_of(network, box, 16)).n[1:]
+        ],
+        "mean": lambda: [n.mean(0) for n in significance.hidden_values(network, data)],
+        "none": lambda: [torch.zeros(8).double()] * 2,
+    }[compensation]()
+    for a, b in zip(got, expected, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12)
+    smaller = significance.prune(
+        network, [5, 4], box=box, splits=16, compensation=compensation, data=data
+    )
+    # The next layer sees every removed node as its stand-in.
+    goes = significance.of_nodes(network, box, 16)[0].topk(3, largest=False).indices
+    held = significance.hidden_values(network, data)[0]
+    held[:, goes] = got[0][goes]
+    after = network[2](held)[
+        :, significance.of_nodes(network, box, 16)[1].topk(4).indices.sort()[0]
+    ]
+    ours = smaller[2](smaller[1](smaller[0](data)))
+    assert torch.allclose(ours, after, atol=1e-12)
+
+
+def test_iterative_pruning_retrains_after_every_removal():
+    network, seen = mlp(3, 16, 16, 16, 1), []
+
+    def retrain(smaller, layer):
+        seen.append((layer, [m.out_features for m in smaller[::2]][:-1]))
+        smaller[0].bias.data += 1e-3
+
+    result = significance.prune_iteratively(
+        network, [3, 1, 16], box=unit_box(3), retrain=retrain, compensation="none"
+    )
+    assert [m.out_features for m in result[::2]] == [3, 1, 16, 1]
+    assert seen[:3] == [(0, [8, 16, 16]), (1, [8, 8, 16]), (0, [4, 8, 16])]
+    assert seen[-1][1] == [3, 1, 16] and len(seen) == 7
+    untouched = significance.prune_iteratively(
+        network, [16, 16, 16], box=unit_box(3), retrain=retrain
+    )
+    assert untouched is network
+    by_size = significance.prune_iteratively(
+        network, [4, 4, 4], box=unit_box(3), retrain=lambda *_: None, factor=0.25,
+        score=significance.magnitude, compensation="none",
+    )  # fmt: skip
+    best = significance.magnitude(network)[0].topk(4).indices.sort().values
+    assert torch.equal(by_size[0].weight, network[0].weight[best])
+
+
+def test_removing_a_layer_that_is_a_line():
+    network = mlp(3, 6, 5, 4, 2, activation=nn.ReLU)
+    x = torch.rand(300, 3).double()
+    for layer in range(3):
+        network[2 * layer].bias.data += 50.0  # every ReLU of it open
+        smaller = significance.remove_layer(network, layer, x)
+        assert len(smaller) == 5 and torch.allclose(smaller(x), network(x), rtol=1e-9)
+        network[2 * layer].bias.data -= 50.0
+    bent = mlp(3, 6, 5, 1)
+    smaller = significance.remove_layer(bent, 1, x)
+    assert (smaller(x) - bent(x)).square().mean() < 0.1 * bent(x).var()
+
+
+def test_ablation_cost_by_hand():
+    network, x = mlp(3, 6, 5, 1), torch.randn(100, 3).double()
+    cost = significance.ablation_cost(network, x)
+    n = significance.hidden_values(network, x)[1]
+    by_hand = network[4].weight[0].abs() * n.std(0, correction=0)  # the last layer is linear
+    assert torch.allclose(cost[1], by_hand.detach(), rtol=1e-10)
+    assert all((a <= s).all() for a, s in zip(cost, significance.of_data(network, x), strict=True))
+
+
+def test_significance_ranks_nodes_as_ablation_does():
+    network = mlp(2, 24, 24, 1, activation=nn.Tanh)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(2000, 2, generator=generator).double() * 2 - 1
+    cost = significance.ablation_cost(network, x)
+
+    def rank(scores):
+        return min(spearmanr(s, c).statistic for s, c in zip(scores, cost, strict=True))
+
+    assert rank(significance.of_nodes(network, unit_box(2), 256)) > 0.95
+    assert rank(significance.of_nodes(network, significance.kd_cells(x, 64))) > 0.9
+    assert rank(significance.of_data(network, x)) > 0.95
+    assert rank(significance.of_nodes(network, unit_box(2))) < 0.9  # one box: too wide to tell
+    assert rank(significance.magnitude(network)) < 0.8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_is_kept(dtype):
+    network = mlp(2, 4, 4, 1, dtype=dtype)
+    box = unit_box(2, dtype)
+    assert significance.of_nodes(network, box, 4)[0].dtype == dtype
+    for compensation in COMPENSATIONS:
+        smaller = significance.prune(network, [2, 2], box=box, compensation=compensation)
+        assert {p.dtype for p in smaller.parameters()} == {dtype}
+        assert forward(smaller, box).contains(smaller(torch.zeros(2, dtype=dtype))).all()
+
+
+BAD = [
+    (lambda n, b: significance.prune(n, [3], box=b), "keep"),
+    (lambda n, b: significance.prune(n, [0, 2], box=b), "keep"),
+    (lambda n, b: significance.prune(n, [5, 2], box=b), "keep"),
+    (lambda n, b: significance.prune(n, [2, 2], box=b, compensation="median"), "compensation"),
+    (lambda n, b: significance.prune(n, [2, 2], box=b, scores=[torch.ones(4)]), "scores"),
+    (lambda n, b: significance.of_nodes(n, b, 3), "cells must be a power of two"),
+    (lambda n, b: significance.of_nodes(n, b.reshape(1, 2), 2), "splits"),
+    (lambda n, b: significance.kd_cells(torch.zeros(10, 2), 6), "power of two"),
+    (lambda n, b: significance.kd_cells(torch.zeros(3, 2), 4), "at least"),
+    (lambda n, b: significance.remove_layer(n, 2, torch.zeros(3, 2)), "layer"),
+    (lambda n, b: significance.prune_iteratively(
+        n, [2, 2], box=b, retrain=None, factor=1.0), "factor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(BAD)))
+def test_bad_input_raises_one_clear_error(case):
+    call, words = BAD[case]
+    with pytest.raises(ValueError, match=words):
+        call(mlp(2, 4, 4, 1), unit_box(2))
