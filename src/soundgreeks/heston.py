@@ -98,12 +98,15 @@ def sample_parameters(
         `n` is not a positive integer.
     """
     require(isinstance(n, int) and n > 0, "n", n, "a positive integer")
-    seed = int(torch.randint(2**31 - 1, (), generator=generator))
+    source = generator.device if generator is not None else "cpu"
+    seed = int(torch.randint(2**31 - 1, (), generator=generator, device=source))
     sobol = torch.quasirandom.SobolEngine(5, scramble=True, seed=seed)
     low, high = torch.tensor(
-        [TABLE_I[k] for k in ("kappa", "theta", "sigma", "rho", "r")], dtype=torch.float64
+        [TABLE_I[k] for k in ("kappa", "theta", "sigma", "rho", "r")],
+        dtype=torch.float64,
+        device="cpu",
     ).T
-    kept = torch.empty(0, 5, dtype=torch.float64)
+    kept = low.new_empty(0, 5)
     while len(kept) < n:
         draw = low + (high - low) * sobol.draw(2 * n + 16, dtype=torch.float64)
         kept = torch.cat([kept, draw[satisfies_feller(Parameters(*draw.T))]])
