@@ -1,0 +1,71 @@
+"""Two directives, ``scoreboard`` and ``run-status``, that write their tables at build time."""
+
+from pathlib import Path
+
+import nbformat
+from sphinx.util.docutils import SphinxDirective
+
+from soundgreeks import reference, runner
+
+
+def scoreboard(book: Path) -> list[list[str]]:
+    """One row a reference number: what, reference, source, what the book gets, where.
+
+    Measured values come from the stored outputs of the notebooks in `book`, the rest from
+    reference.toml; the table holds nothing of its own.
+    """
+    measured: dict[str, list[str]] = {}
+    for name, path in runner.chapters(book).items():
+        link = f"[{name[:2]}](/{path.relative_to(book).as_posix()})"
+        for verdict in runner.verdicts(nbformat.read(path, as_version=4)):
+            key, value = verdict["key"], verdict["value"]
+            if key not in reference.load():
+                raise ValueError(f"{path.name} checks {key}, which reference.toml does not hold")
+            entry = reference.load()[key]
+            word = ["**no**", "yes"][entry.holds(value)] if verdict["judged"] else "not judged"
+            measured.setdefault(key, []).append((f"{value:.12g}", word, link))
+    rows = []
+    for key, entry in reference.load().items():
+        unit = "" if entry.unit == "1" else f" {entry.unit}"
+        sign = {"equal": "", "at most": "≤ ", "at least": "≥ "}[entry.kind]
+        claim = f"{sign}{entry.value:.12g}{unit}"
+        for got in measured.get(key, [("–", "not checked yet", "")]):
+            rows.append([entry.what, claim, f"{entry.tolerance:g}", entry.source, *got])
+    return rows
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """A MyST table as lines of text."""
+    body = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
+
+
+class Scoreboard(SphinxDirective):
+    def run(self):
+        self.env.note_reread()
+        header = [
+            "number",
+            "reference",
+            "tolerance",
+            "source",
+            "the book gets",
+            "agrees",
+            "chapter",
+        ]
+        lines = table(header, scoreboard(Path(self.env.srcdir)))
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+class RunStatus(SphinxDirective):
+    def run(self):
+        self.env.note_reread()
+        header = "chapter,last run,state,profile,device,wall time,checks,versions".split(",")
+        book = Path(self.env.srcdir)
+        lines = table(header, runner.status(runner.find_root(book), book))
+        return self.parse_text_to_nodes("\n".join(lines))
+
+
+def setup(app):
+    app.add_directive("scoreboard", Scoreboard)
+    app.add_directive("run-status", RunStatus)
+    return {"parallel_read_safe": False, "parallel_write_safe": True}

@@ -1,0 +1,104 @@
+"""The house style: orange is true, blue is predicted, and both survive a grey printer.
+
+The two differ in lightness and in line style, surfaces use a map of monotone lightness, and
+errors a diverging one with zero in the middle.
+"""
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import torch
+
+TRUE = {"color": "#E07B00", "linestyle": "-", "linewidth": 2.4}
+PREDICTED = {"color": "#1B4F9C", "linestyle": "--", "linewidth": 1.6}
+BAD = {"color": "#8C8C8C", "linestyle": ":", "linewidth": 2.0}  # the version that fails
+VALUES, ERRORS = "cividis", "PuOr"  # colour maps
+
+GREEKS = {
+    "price": r"price $u = V/K$",
+    "delta": r"Delta $\partial V/\partial S$",
+    "gamma": r"Gamma $K\,\partial^2 V/\partial S^2$",
+    "vega": r"vega $\partial u/\partial\nu$",
+    "theta": r"Theta $-\partial u/\partial\tau$ (1/year)",
+}
+"""Axis labels of the fields of `heston.greeks`, normalised by the strike."""
+
+
+def style() -> None:
+    """Set the house style for all figures that follow; `chapter.begin` calls it."""
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.6),
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": mpl.cycler(
+                color=[TRUE["color"], PREDICTED["color"], "#4D4D4D", "#56B4B0", "#A05195"],
+                linestyle=["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))],
+            ),
+            "image.cmap": VALUES,
+            "legend.frameon": False,
+            "font.size": 10,
+        }
+    )
+
+
+def panels(columns: int, rows: int = 1, width: float = 3.4, height: float = 2.9, **options):
+    """A figure and its flat list of axes, `rows` x `columns`."""
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), squeeze=False, **options
+    )
+    return figure, list(axes.flat)
+
+
+def compare(axis, x, true, predicted=None, *, xlabel: str, ylabel: str, title: str = "") -> None:
+    """Draw the true curve and, on top of it, the predicted one."""
+    axis.plot(_array(x), _array(true), label="true", **TRUE)
+    if predicted is not None:
+        axis.plot(_array(x), _array(predicted), label="predicted", **PREDICTED)
+        axis.legend()
+    axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
+
+
+def greeks(x, true, predicted=None, *, names=("price", "delta", "gamma"), xlabel: str):
+    """A panel for each of `names`, fields of the two named tuples; return the figure."""
+    figure, axes = panels(len(names))
+    for axis, name in zip(axes, names, strict=True):
+        second = None if predicted is None else getattr(predicted, name)
+        compare(axis, x, getattr(true, name), second, xlabel=xlabel, ylabel=GREEKS[name])
+    return figure
+
+
+def errors(axis, x, error, *, xlabel: str, ylabel: str = "absolute error", **line) -> None:
+    """Draw |error| on a logarithmic axis; exact zeros are left out."""
+    error = abs(_array(error))
+    axis.semilogy(_array(x)[error > 0], error[error > 0], **(PREDICTED | line))
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+
+
+def surface(axis, x, y, z, *, xlabel: str, ylabel: str, label: str, signed: bool = False) -> None:
+    """Draw z (len(y), len(x)) as a map with contour lines; `signed` centres the colours at zero."""
+    x, y, z = _array(x), _array(y), _array(z)
+    reach = abs(z).max() if signed else None
+    limits = {"vmin": -reach, "vmax": reach, "cmap": ERRORS} if signed else {"cmap": VALUES}
+    drawn = axis.pcolormesh(x, y, z, shading="gouraud", **limits)
+    axis.contour(x, y, z, levels=8, colors="black" if signed else "white", linewidths=0.5)
+    axis.figure.colorbar(drawn, ax=axis, label=label)
+    axis.grid(False)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+
+
+def agreement(axis, true, predicted, *, label: str) -> None:
+    """Scatter predicted against true values around the diagonal of exact agreement."""
+    true, predicted = _array(true), _array(predicted)
+    ends = [true.min(), true.max()]
+    axis.scatter(true, predicted, s=6, alpha=0.5, color=PREDICTED["color"], label="predicted")
+    axis.plot(ends, ends, label="exact", **TRUE)
+    axis.legend()
+    axis.set(xlabel=f"true {label}", ylabel=f"predicted {label}")
+
+
+def _array(values):
+    return torch.as_tensor(values).detach().cpu().numpy()

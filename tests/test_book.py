@@ -1,0 +1,112 @@
+"""What every committed chapter must satisfy, and that the pages around them agree with it."""
+
+import re
+import tomllib
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_code_cell, new_output
+
+from soundgreeks import reference, runner
+
+ROOT = runner.find_root()
+CHAPTERS = runner.chapters(ROOT / "book")
+
+
+@pytest.mark.parametrize("path", CHAPTERS.values(), ids=CHAPTERS)
+def test_chapter_may_be_committed(path):
+    notebook = nbformat.read(path, as_version=4)
+    assert runner.faults(notebook) == []
+    assert runner.clean(notebook) == notebook, "not promoted by the runner"
+    assert runner.parameters(notebook) == {"profile": "read", "device": "auto", "seed": 0}
+
+
+@pytest.mark.parametrize("path", CHAPTERS.values(), ids=CHAPTERS)
+def test_chapter_has_its_anatomy(path):
+    prose = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+    for part in (
+        "Objectives",
+        "Prerequisites",
+        "Where it fails",
+        "Exercises",
+        "Take-aways",
+        "Further reading",
+        "solution-start",
+    ):
+        assert part in prose, f"{path.name} lacks {part!r}"
+
+
+@pytest.mark.parametrize("path", CHAPTERS.values(), ids=CHAPTERS)
+def test_stored_verdicts_agree_with_the_reference(path):
+    for verdict in runner.verdicts(nbformat.read(path, 4)):
+        assert reference.load()[verdict["key"]].holds(verdict["value"]), verdict
+
+
+def test_every_reference_number_is_checked_by_a_chapter():
+    checked = {v["key"] for p in CHAPTERS.values() for v in runner.verdicts(nbformat.read(p, 4))}
+    assert set(reference.load()) == checked
+
+
+def test_no_notebook_stands_outside_the_contents():
+    found = [
+        p
+        for p in (ROOT / "book").rglob("*.ipynb")
+        if "_build" not in p.parts and ".ipynb_checkpoints" not in p.parts
+    ]
+    assert sorted(found) == sorted(CHAPTERS.values())
+
+
+OUTPUTS = {
+    "standard error": new_output("stream", name="stderr", text="warning"),
+    "an absolute time": new_output("stream", name="stdout", text="took 3.2 s"),
+    "a widget": new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}}),
+    "raised": new_output("error", ename="ValueError", evalue="", traceback=[]),
+    "without alternative text": new_output("display_data", {"image/png": ""}),
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_an_output_that_must_not_be_committed_is_a_fault(name):
+    cell = new_code_cell("pass", execution_count=1, outputs=[OUTPUTS[name]])
+    assert any(name in fault for fault in runner.faults(nbformat.v4.new_notebook(cells=[cell])))
+
+
+def test_a_long_cell_and_an_untagged_check_are_faults():
+    long = new_code_cell("\n".join(["pass"] * 31))
+    bare = new_code_cell("check('a', 1)")
+    found = "\n".join(runner.faults(nbformat.v4.new_notebook(cells=[long, bare])))
+    assert "31 lines, at most 30" in found and "not tagged nbval-check-output" in found
+
+
+# --- The environment -----------------------------------------------------------------------------
+
+
+def names(lines) -> set[str]:
+    found = (re.match(r"[A-Za-z0-9._-]+", line) for line in lines)
+    return {m.group().lower().replace("_", "-").replace(".", "-") for m in found if m}
+
+
+def test_lock_pins_what_the_project_asks_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.match(r"[\w.-]+==[\w.]+( ;|$)", pin) for pin in pins)
+    assert "torch==2.13.0" in pins
+    extras = project["optional-dependencies"]
+    wanted = names([*project["dependencies"], *extras["run"], *extras["book"], *extras["test"]])
+    assert wanted - {"soundgreeks"} <= names(pins)
+    assert not {n for n in names(pins) if n.startswith(("nvidia", "playwright"))}
+
+
+def test_conda_environment_agrees_with_the_lock():
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(d["pip"] for d in dependencies if isinstance(d, dict))
+    assert pip[0] == "-r requirements.lock"
+    assert all(line in lock for line in pip[1:] if not line.startswith("-"))
+    python = next(d for d in dependencies if str(d).startswith("python="))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=3.11,<3.13" and python in ("python=3.11", "python=3.12")
+    others = [d for d in dependencies if isinstance(d, str) and d not in ("pip", python)]
+    assert all(d.replace("=", "==") in lock for d in others)
