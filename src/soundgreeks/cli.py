@@ -1,32 +1,33 @@
-"""The command ``soundgreeks``: list, run and report on the chapters."""
+"""The command ``soundgreeks``: chapters here, training and evaluation in `commands`."""
 
 import argparse
 import signal
 import sys
 from pathlib import Path
 
-from . import runner
+from . import commands, runner
 from .chapter import PROFILES
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, do what it asks, and return the exit status."""
     parser = argparse.ArgumentParser(prog="soundgreeks", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    add_list(commands)
-    add_run(commands)
-    add_status(commands)
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    add_list(subparsers)
+    add_run(subparsers)
+    add_status(subparsers)
+    commands.add_commands(subparsers)
     args = parser.parse_args(arguments)
     try:
-        return args.function(args)
+        return args.run(args) or 0
     except (ValueError, FileNotFoundError) as error:
         print(f"soundgreeks: {error}", file=sys.stderr)
         return 2
 
 
-def add_list(commands) -> None:
-    parser = commands.add_parser("list", help="the chapters, in the order of the book")
-    parser.set_defaults(function=list_chapters)
+def add_list(subparsers) -> None:
+    parser = subparsers.add_parser("list", help="the chapters, in the order of the book")
+    parser.set_defaults(run=list_chapters)
 
 
 def list_chapters(args) -> int:
@@ -36,8 +37,8 @@ def list_chapters(args) -> int:
     return 0
 
 
-def add_run(commands) -> None:
-    parser = commands.add_parser("run", help="execute chapters, all of them by default")
+def add_run(subparsers) -> None:
+    parser = subparsers.add_parser("run", help="execute chapters, all of them by default")
     parser.add_argument("chapters", nargs="*", metavar="CHAPTER", help="a name, a path or a number")
     parser.add_argument("--profile", default="read", help=f"one of {', '.join(PROFILES)}")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -57,7 +58,7 @@ def add_run(commands) -> None:
         action="store_true",
         help="also replace the committed notebooks by the clean result",
     )
-    parser.set_defaults(function=run_chapters)
+    parser.set_defaults(run=run_chapters)
 
 
 def run_chapters(args) -> int:
@@ -112,9 +113,9 @@ def _terminate(signum, frame):
     raise KeyboardInterrupt("terminated")
 
 
-def add_status(commands) -> None:
-    parser = commands.add_parser("status", help="the last run of each chapter on this machine")
-    parser.set_defaults(function=show_status)
+def add_status(subparsers) -> None:
+    parser = subparsers.add_parser("status", help="the last run of each chapter on this machine")
+    parser.set_defaults(run=show_status)
 
 
 def show_status(args) -> int:
