@@ -105,6 +105,13 @@ def test_cells_given_equal_cells_cut():
         assert torch.allclose(score, by_hand, rtol=1e-12)
 
 
+def test_the_influential_input_is_cut():
+    network = mlp(3, 6, 1)
+    network[0].weight.data[:, 1] *= 100.0
+    cut = significance.cells_of(network, unit_box(3), 16)
+    assert [len(torch.unique(cut.lo[:, j])) for j in range(3)] == [1, 16, 1]
+
+
 def test_kd_cells_hold_the_data():
     data = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)).double()
     cells = significance.kd_cells(data, 64)
@@ -112,7 +119,8 @@ def test_kd_cells_hold_the_data():
     inside = (cells.lo[:, None] <= data) & (data <= cells.hi[:, None])
     assert (inside.all(-1).sum(0) >= 1).all()  # every point in some cell
     assert inside.all(-1).sum(1).min() >= 15 and inside.all(-1).sum(1).max() <= 16
-    assert (cells.width.prod(-1).sum() < Interval.hull(data).width.prod()).all()
+    long = significance.kd_cells(data * torch.tensor([1.0, 1.0, 100.0]), 32)
+    assert torch.unique(long.lo[:, 2]).numel() == 32  # the widest coordinate is cut, and cut again
 
 
 def test_dead_and_duplicate_nodes_are_pruned_without_loss():
@@ -205,6 +213,8 @@ def test_ablation_cost_by_hand():
     n = significance.hidden_values(network, x)[1]
     by_hand = network[4].weight[0].abs() * n.std(0, correction=0)  # the last layer is linear
     assert torch.allclose(cost[1], by_hand.detach(), rtol=1e-10)
+    span = network[4].weight[0].abs() * (n.amax(0) - n.amin(0))
+    assert torch.allclose(significance.of_data(network, x)[1], span.detach(), rtol=1e-10)
     assert all((a <= s).all() for a, s in zip(cost, significance.of_data(network, x), strict=True))
 
 
