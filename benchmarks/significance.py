@@ -105,9 +105,7 @@ def main():
     ratio = sum(theirs[0]) / ours[0].sum(), sum(theirs[-1]) / ours[-1].sum()
     flint = best(lambda: by_flint(network, half), 3)
     print(f"python-flint : ours, one box     {flint / one:8.1f} times the time")
-    print(
-        f"  its significances              {ratio[0]:8.1f} (first layer) {ratio[1]:.1f} (last) times"
-    )
+    print(f"  its significances              {ratio[0]:8.1f} (first layer), {ratio[1]:.1f} (last)")
     print(f"python-flint : ours, 4,096 boxes {4096 * flint / many:8.1f} times the time")
 
     small = mlp(12)
