@@ -64,7 +64,9 @@ def main():
     mine = rows[1][2]
     for name in ENGINES:
         rate, prices = best_rate(
-            lambda name=name: quantlib_heston_many(x[:few], nu[:few], tau[:few], p[:few], name), few, 1
+            lambda name=name: quantlib_heston_many(x[:few], nu[:few], tau[:few], p[:few], name),
+            few,
+            1,
         )
         rows.append((f"QuantLib: {name}", rate, prices))
     adaptive = next(prices for name, _, prices in rows if name == "QuantLib: adaptive")

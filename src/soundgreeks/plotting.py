@@ -6,6 +6,7 @@ errors a diverging one with zero in the middle.
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 TRUE = {"color": "#E07B00", "linestyle": "-", "linewidth": 2.4}
@@ -34,8 +35,8 @@ def style() -> None:
             "grid.alpha": 0.25,
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.prop_cycle": mpl.cycler(
-                color=[TRUE["color"], PREDICTED["color"], "#4D4D4D", "#56B4B0", "#A05195"],
+            "axes.prop_cycle": mpl.cycler(  # neither orange nor blue: those two have a meaning
+                color=["#0B3B36", "#2F8F83", "#8C8C8C", "#A05195", "#5FBFB3"],
                 linestyle=["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))],
             ),
             "image.cmap": VALUES,
@@ -84,7 +85,8 @@ def surface(axis, x, y, z, *, xlabel: str, ylabel: str, label: str, signed: bool
     reach = abs(z).max() if signed else None
     limits = {"vmin": -reach, "vmax": reach, "cmap": ERRORS} if signed else {"cmap": VALUES}
     drawn = axis.pcolormesh(x, y, z, shading="gouraud", **limits)
-    axis.contour(x, y, z, levels=8, colors="black" if signed else "white", linewidths=0.5)
+    levels = np.linspace(z.min(), z.max(), 10)[1:-1]  # the extremes would trace rounding noise
+    axis.contour(x, y, z, levels=levels, colors="black" if signed else "white", linewidths=0.5)
     axis.figure.colorbar(drawn, ax=axis, label=label)
     axis.grid(False)
     axis.set(xlabel=xlabel, ylabel=ylabel)
