@@ -63,12 +63,14 @@ OUTPUTS = {
     "a widget": new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}}),
     "raised": new_output("error", ename="ValueError", evalue="", traceback=[]),
     "without alternative text": new_output("display_data", {"image/png": ""}),
+    "a bare value": new_output("execute_result", {"text/plain": "1.2345"}),
 }
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_an_output_that_must_not_be_committed_is_a_fault(name):
-    cell = new_code_cell("pass", execution_count=1, outputs=[OUTPUTS[name]])
+    checked = {"tags": ["nbval-check-output"]}
+    cell = new_code_cell("pass", execution_count=1, outputs=[OUTPUTS[name]], metadata=checked)
     assert any(name in fault for fault in runner.faults(nbformat.v4.new_notebook(cells=[cell])))
 
 

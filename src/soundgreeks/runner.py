@@ -249,6 +249,8 @@ def _cell_faults(cell) -> list[str]:
         text = "".join(output.get("text", "") or data.get("text/plain", ""))
         if output.output_type == "error":
             found.append(f"raised {output.ename}")
+        if tagged and output.output_type == "execute_result":
+            found.append(f"shows a bare value, which nbval would compare digit by digit: {text}")
         if output.get("name") == "stderr":
             found.append("keeps standard error")
         if any(mime.startswith(MIME_WIDGET) for mime in data):
