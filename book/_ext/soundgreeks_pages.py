@@ -65,7 +65,16 @@ class RunStatus(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+def without_thebe(app, pagename, templatename, context, doctree):
+    """Drop the scripts of live cells: they are declared twice, and would need a network."""
+    scripts = context.get("script_files", [])
+    context["script_files"] = [
+        s for s in scripts if "thebe" not in f"{s} {getattr(s, 'attributes', '')}"
+    ]
+
+
 def setup(app):
+    app.connect("html-page-context", without_thebe, priority=900)
     app.add_directive("scoreboard", Scoreboard)
     app.add_directive("run-status", RunStatus)
     return {"parallel_read_safe": False, "parallel_write_safe": True}
