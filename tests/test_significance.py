@@ -10,17 +10,6 @@ from soundgreeks.intervals import ACTIVATIONS, Interval, forward, trace
 from soundgreeks.significance import COMPENSATIONS
 
 
-def network_of(*weights_and_biases, activation=nn.ReLU):
-    modules = []
-    for weight, bias in weights_and_biases:
-        layer = nn.Linear(len(weight[0]), len(weight), dtype=torch.float64)
-        layer.weight.data, layer.bias.data = (
-            torch.tensor(t, dtype=torch.float64) for t in (weight, bias)
-        )
-        modules += [layer, activation()]
-    return nn.Sequential(*modules[:-1])
-
-
 def mlp(*sizes, activation=nn.SiLU, dtype=torch.float64, seed=0):
     torch.manual_seed(seed)
     modules = []
@@ -31,17 +20,12 @@ def mlp(*sizes, activation=nn.SiLU, dtype=torch.float64, seed=0):
 
 @pytest.fixture
 def example():
-    """Example 3.1, its weights recovered from the intervals printed in Table 1."""
-    return network_of(
-        ([[0.12544, 0.02770], [0.11213, -0.00228]], [0.16195, 0.27838]),
-        ([[0.15738, 0.26657], [0.49374, 0.84829]], [0.0937, 0.29896]),
-        ([[0.4287, 1.36634]], [0.2184]),
-    )
+    return significance.example()[0]
 
 
 @pytest.fixture
 def box():
-    return Interval(torch.ones(2).double(), torch.full((2,), 10.0).double())
+    return significance.example()[1]
 
 
 def unit_box(n, dtype=torch.float64):
@@ -62,10 +46,41 @@ def test_significances_of_the_papers_example(example, box):
     )
 
 
+TABLE_1 = {  # as printed; the adjoint trace prints points
+    "t0": ["0.12544 1.2544", "0.0277 0.277", "0.1121 1.1213", "-0.023 -0.002"],
+    "k0": ["0.315 1.693", "0.368 1.397"],
+    "n0": ["0.3151 1.6934", "0.3677 1.3974"],
+    "t1": ["0.0496 0.2665", "0.098 0.3725", "0.1556 0.8361", "0.3119 1.1854"],
+    "k1": ["0.241 0.733", "0.766 2.321"],
+    "n1": ["0.241 0.733", "0.7664 2.3205"],
+    "t2": ["0.1034 0.3141", "1.0472 3.1706"],
+    "y": ["1.369 3.703"],
+    "n0_bar": ["0.7421 0.7421", "1.2733 1.2733"],
+    "n1_bar": ["0.4287 0.4287", "1.3663 1.3663"],
+}
+
+
+def test_table_1_to_every_printed_digit(example, box):
+    t = trace(example, box)
+    weights = [m.weight.detach() for m in example[::2]]
+    ours = {"y": t.k[2], "n0_bar": t.n_bar[1][0], "n1_bar": t.n_bar[2][0]}
+    for i in range(3):
+        ours[f"t{i}"] = (t.n[i] * weights[i]).reshape(-1)
+        if i < 2:
+            ours[f"k{i}"], ours[f"n{i}"] = t.k[i], t.n[i + 1]
+    for name, rows in TABLE_1.items():
+        for j, row in enumerate(rows):
+            for printed, bound in zip(
+                row.split(), (ours[name].lo[j], ours[name].hi[j]), strict=True
+            ):
+                digits = len(printed.split(".")[1])
+                assert f"{bound:.{digits}f}" == f"{float(printed):.{digits}f}", (name, j)
+
+
 def test_removing_the_insignificant_node(example, box):
     smaller = significance.prune(example, keep=[2, 1], box=box, compensation="midpoint")
-    assert smaller[2].weight.tolist() == [[0.49374, 0.84829]]
-    t20 = (trace(example, box).n[2] * torch.tensor([0.4287, 0.0])).mid[0]  # Table 1's [t]_2,0
+    assert smaller[2].weight.tolist() == [[0.4937481, 0.8482953]]
+    t20 = (trace(example, box).n[2][0] * 0.4286991).mid  # Table 1's [t]_2,0
     assert smaller[4].bias.item() == pytest.approx(0.2184 + t20.item())
     assert smaller[4].bias.item() == pytest.approx(0.2184 + (0.1034 + 0.3141) / 2, abs=1e-4)
     assert example[2].weight.shape == (2, 2)  # the original is as it was

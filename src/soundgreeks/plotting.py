@@ -102,5 +102,40 @@ def agreement(axis, true, predicted, *, label: str) -> None:
     axis.set(xlabel=f"true {label}", ylabel=f"predicted {label}")
 
 
+def network_trace(axis, trace, edges, *, shade=()) -> None:
+    """Draw a small network: value intervals above each node, adjoint intervals below, in blue.
+
+    Parameters
+    ----------
+    trace : `intervals.Trace` of one box, with one output
+    edges : the weights (outputs, inputs) of each layer
+    shade : (hidden layer, node) pairs to draw in grey
+    """
+    values = [*trace.n, trace.k[-1]]
+    slopes = [bar[0] for bar in [*trace.n_bar, trace.k_bar[-1]]]
+    places = [[(c, i - (len(x) - 1) / 2) for i in range(len(x))] for c, x in enumerate(values)]
+    for column, weights in enumerate(edges):
+        for j, row in enumerate(_array(weights)):
+            for i, weight in enumerate(row):
+                (x0, y0), (x1, y1) = places[column][i], places[column + 1][j]
+                grey = (column - 1, i) in shade or (column, j) in shade
+                axis.plot(
+                    [x0, x1], [y0, y1], "-", color="#BBBBBB" if grey else "black", lw=1, zorder=1
+                )
+                at = (x0 + 0.32 * (x1 - x0), y0 + 0.32 * (y1 - y0))
+                axis.text(*at, f"{weight:.4f}", fontsize=7, ha="center", va="center",
+                          bbox={"fc": "white", "ec": "none", "pad": 0.5})  # fmt: skip
+    note = {"fontsize": 8, "textcoords": "offset points", "ha": "center"}
+    for column, (x, bar) in enumerate(zip(values, slopes, strict=True)):
+        for i, place in enumerate(places[column]):
+            fill = "#CCCCCC" if (column - 1, i) in shade else "white"
+            axis.plot(*place, "o", markersize=15, color="black", markerfacecolor=fill)
+            axis.annotate(f"[{x.lo[i]:.3f}, {x.hi[i]:.3f}]", place, (0, 12), **note)
+            text = f"[{bar.lo[i]:.4f}, {bar.hi[i]:.4f}]"
+            axis.annotate(text, place, (0, -20), color=PREDICTED["color"], **note)
+    axis.margins(0.12, 0.3)
+    axis.axis("off")
+
+
 def _array(values):
     return torch.as_tensor(values).detach().cpu().numpy()
