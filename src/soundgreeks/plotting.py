@@ -109,30 +109,28 @@ def network_trace(axis, trace, edges, *, shade=()) -> None:
     ----------
     trace : `intervals.Trace` of one box, with one output
     edges : the weights (outputs, inputs) of each layer
-    shade : (hidden layer, node) pairs to draw in grey
+    shade : (hidden layer, node) pairs to draw in grey, with their edges
     """
     values = [*trace.n, trace.k[-1]]
     slopes = [bar[0] for bar in [*trace.n_bar, trace.k_bar[-1]]]
-    places = [[(c, i - (len(x) - 1) / 2) for i in range(len(x))] for c, x in enumerate(values)]
+    places = [[(c, (len(x) - 1) / 2 - i) for i in range(len(x))] for c, x in enumerate(values)]
+    white = {"fc": "white", "ec": "none", "pad": 0.5}
     for column, weights in enumerate(edges):
         for j, row in enumerate(_array(weights)):
             for i, weight in enumerate(row):
                 (x0, y0), (x1, y1) = places[column][i], places[column + 1][j]
                 grey = (column - 1, i) in shade or (column, j) in shade
-                axis.plot(
-                    [x0, x1], [y0, y1], "-", color="#BBBBBB" if grey else "black", lw=1, zorder=1
-                )
+                axis.plot([x0, x1], [y0, y1], "-", color="#BBBBBB" if grey else "black", lw=1)
                 at = (x0 + 0.32 * (x1 - x0), y0 + 0.32 * (y1 - y0))
-                axis.text(*at, f"{weight:.4f}", fontsize=7, ha="center", va="center",
-                          bbox={"fc": "white", "ec": "none", "pad": 0.5})  # fmt: skip
-    note = {"fontsize": 8, "textcoords": "offset points", "ha": "center"}
+                axis.text(*at, f"{weight:.4f}", fontsize=7, ha="center", va="center", bbox=white)
+    note = {"fontsize": 8, "textcoords": "offset points", "ha": "center", "bbox": white}
     for column, (x, bar) in enumerate(zip(values, slopes, strict=True)):
         for i, place in enumerate(places[column]):
             fill = "#CCCCCC" if (column - 1, i) in shade else "white"
             axis.plot(*place, "o", markersize=15, color="black", markerfacecolor=fill)
-            axis.annotate(f"[{x.lo[i]:.3f}, {x.hi[i]:.3f}]", place, (0, 12), **note)
+            axis.annotate(f"[{x.lo[i]:.3f}, {x.hi[i]:.3f}]", place, (0, 14), **note)
             text = f"[{bar.lo[i]:.4f}, {bar.hi[i]:.4f}]"
-            axis.annotate(text, place, (0, -20), color=PREDICTED["color"], **note)
+            axis.annotate(text, place, (0, -21), color=PREDICTED["color"], **note)
     axis.margins(0.12, 0.3)
     axis.axis("off")
 
