@@ -151,7 +151,7 @@ def test_a_killed_run_leaves_the_repository_as_it_was(project, number):
     _, error = process.communicate(timeout=30)
     status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True)
     assert b" M" not in status.stdout and b"??" not in status.stdout
-    assert runner.read_records(root)["01_one"]["state"] == "interrupted"
+    assert runner.read_records(root)["01_one"]["state"] == "unfinished"
     if number != signal.SIGKILL:
         assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
         assert "Stopped in 01_one. The committed notebook is as it was." in error

@@ -128,7 +128,7 @@ def run(name: str, path: Path, *, root: Path, timeout: int = 600, progress=True,
     scratch = root / "build/running" / f"{name}.ipynb"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     record = {"chapter": name, **values, "device": device_name(device), "versions": versions()}
-    record |= {"when": datetime.now(UTC).isoformat(timespec="seconds"), "state": "interrupted"}
+    record |= {"when": datetime.now(UTC).isoformat(timespec="seconds"), "state": "unfinished"}
     write_record(root, record)  # so that even a killed run is on record
     start = time.perf_counter()
     try:
