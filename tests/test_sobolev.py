@@ -59,6 +59,17 @@ def test_labels_from_a_network_are_its_derivatives(spots):
         assert torch.allclose(labels.curvature[i], hessian[:2], atol=1e-12)
 
 
+def test_a_linear_function_has_no_curvature(basket, spots):
+    for function in (
+        basket.level,
+        nn.Linear(7, 1).double(),
+        mlp(7, 4, activation=nn.ReLU).double(),
+    ):
+        labels = sobolev.differentiate(function, spots, order=2, directions=torch.eye(7).double())
+        assert labels.gradient.abs().max() > 0
+        assert labels.curvature.abs().max() == 0
+
+
 def test_along_is_delta_and_gamma(basket, spots):
     greeks = basket.greeks(spots)
     for ours, truth in zip(sobolev.along(basket.call, spots), greeks[:3], strict=True):

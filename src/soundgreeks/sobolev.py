@@ -46,20 +46,21 @@ def differentiate(
     """
     if order == 0:
         return Labels(x, function(x).reshape(len(x)))
+
+    def by_x(y):
+        if not y.requires_grad:  # the gradient of a linear function is a constant
+            return torch.zeros_like(x)
+        return torch.autograd.grad(
+            y.sum(), x, create_graph=graph or order > 1, materialize_grads=True
+        )[0]
+
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         value = function(x).reshape(len(x))
-        more = graph or order > 1
-        (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=more)
-        labels = Labels(x, value, gradient)
+        labels = Labels(x, value, by_x(value))
         if order > 1:
-            products = [
-                torch.autograd.grad((gradient @ v).sum(), x, create_graph=graph, retain_graph=True)
-                for v in directions
-            ]
-            labels = Labels(
-                x, value, gradient, directions, torch.stack([p for (p,) in products], 1)
-            )
+            products = torch.stack([by_x(labels.gradient @ v) for v in directions], dim=1)
+            labels = labels._replace(directions=directions, curvature=products)
     return labels if graph else Labels(*(t if t is None else t.detach() for t in labels))
 
 
