@@ -14,7 +14,7 @@ F64 = torch.float64
 
 
 def nested(function, x, nu, tau) -> Jet:
-    """The seven channels of a batch ``function(x, nu, tau)``, by autograd of autograd."""
+    """The seven channels of ``function(x, nu, tau)``, for a batch, by autograd of autograd."""
     x, nu, tau = (v.detach().clone().requires_grad_() for v in (x, nu, tau))
 
     def d(a, b):

@@ -1,0 +1,102 @@
+"""The pricing equation: zero on the truth, equal by jets, by bilinear form and by nested autograd."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_jets import nested
+
+from soundgreeks import collocation, heston, residual
+from soundgreeks.jets import Jet
+from soundgreeks.operators import PRESETS, Operator
+from soundgreeks.residual import GARCH, HESTON, StochasticVolatility
+
+F64 = torch.float64
+
+THREE_HALVES = StochasticVolatility(
+    variance=lambda nu, p: [(1.0, nu)],
+    covariance=lambda nu, p: [(p.rho * p.sigma, nu**2)],
+    variance_of_variance=lambda nu, p: [(p.sigma**2, nu**3)],
+    drift=lambda nu, p: [(p.kappa * p.theta, nu), (-p.kappa, nu**2)],
+)
+
+
+def draw(size, seed=0, **domain):
+    generator = torch.Generator().manual_seed(seed)
+    return collocation.draw(size, tau=(0.01, 1.0), generator=generator, **domain)
+
+
+def test_the_true_price_solves_the_equation():
+    points = draw(200)
+    u = Jet(*heston.derivatives(points.x, points.nu, points.tau, points.p))
+    assert residual.residual(u, points.nu, points.p).abs().max() < 1e-9
+
+
+def test_black_scholes_solves_it_without_volatility_of_variance():
+    points = draw(200, seed=1)
+    p = points.p
+    p = heston.Parameters(p.kappa, p.theta, torch.zeros_like(p.sigma), p.rho, p.r)
+    assert residual.anchor_residual(points.x, points.nu, points.tau, p).abs().max() < 1e-11
+
+
+def test_intrinsic_value_solves_the_equation_off_its_kink():
+    """The spurious minimiser: no pointwise residual tells it from a price."""
+    points = draw(200, seed=2)
+    discount, e = torch.exp(-points.p.r * points.tau), points.x.exp()
+    inside = (e > discount).to(F64)
+    zero = 0 * e
+    u = Jet(
+        inside * (e - discount), inside * e, zero, inside * points.p.r * discount, inside * e,
+        zero, zero,
+    )  # fmt: skip
+    assert residual.residual(u, points.nu, points.p).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("model", [HESTON, GARCH, THREE_HALVES])
+def test_another_model_is_another_set_of_coefficients(model):
+    """Against the equation written with drift, volatility and correlation, by nested autograd."""
+    points = draw(50, seed=3)
+    operator = Operator(replace(PRESETS["smoke"], dtype="float64"))
+    x, nu, tau, p = points.x, points.nu, points.tau, points.p
+    drift, vol = {
+        id(HESTON): (p.kappa * (p.theta - nu), p.sigma * nu.sqrt()),
+        id(GARCH): (p.kappa * (p.theta - nu), p.sigma * nu),
+        id(THREE_HALVES): (p.kappa * nu * (p.theta - nu), p.sigma * nu**1.5),
+    }[id(model)]
+    u = nested(lambda *a: operator.value(*a, p), x, nu, tau)
+    expected = u.tau - (
+        (p.r - nu / 2) * u.x + nu / 2 * u.xx + p.rho * nu.sqrt() * vol * u.xnu
+        + vol**2 / 2 * u.nunu + drift * u.nu - p.r * u.value
+    )  # fmt: skip
+    found = residual.residual(operator.jet(x, nu, tau, p), nu, p, model)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("model", [HESTON, GARCH, THREE_HALVES])
+@pytest.mark.parametrize("features", ["plain", "scales"])
+def test_bilinear_form_equals_jets(model, features):
+    config = replace(PRESETS["smoke"], ansatz="anchor", features=features, dtype="float64")
+    operator = Operator(config)
+    points = draw((6, 40), seed=4)
+    x, nu, tau, p = points.x, points.nu, points.tau, points.p
+
+    def gradient(r):
+        return torch.autograd.grad((r * r).sum(), list(operator.parameters()))
+
+    by_jets = residual.residual(operator.jet(x, nu, tau, p), nu, p, model)
+    bilinear = residual.bilinear_residual(
+        operator.network, x, nu, tau, p, features=operator.features, model=model
+    )
+    torch.testing.assert_close(bilinear, by_jets, rtol=0, atol=1e-10)
+    for a, b in zip(gradient(bilinear), gradient(by_jets), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_losses():
+    r = torch.tensor([1.0, -2.0])
+    assert residual.physics_loss(r, 0.1).item() == pytest.approx((1 + 4) / 2 + 0.1 * (1 + 16) / 2)
+    x, tau = torch.tensor([-2.0, 2.0], dtype=F64), torch.tensor([0.5, 0.5], dtype=F64)
+    exact = torch.tensor([0.0, float(torch.exp(x[1]) - torch.exp(-0.04 * tau[1]))], dtype=F64)
+    rate = torch.tensor(0.04, dtype=F64)
+    assert residual.boundary_loss(exact, x, tau, rate).item() == 0
+    assert residual.boundary_loss(exact + 0.1, x, tau, rate).item() == pytest.approx(0.01)
