@@ -44,7 +44,9 @@ def test_points_lie_in_table_i_under_feller(x_map):
 
 def test_draws_repeat_from_a_seed_and_differ_between_seeds():
     a, b, c = (collocation.draw((3, 20), generator=generator(s)) for s in (1, 1, 2))
-    assert all(torch.equal(p, q) for p, q in zip(a.tensors().values(), b.tensors().values()))
+    assert all(
+        torch.equal(p, q) for p, q in zip(a.tensors().values(), b.tensors().values(), strict=True)
+    )
     assert not torch.equal(a.x, c.x)
 
 
@@ -103,9 +105,7 @@ def test_refinement_of_a_grid_has_two_sides():
 def test_proportional_resampling_prefers_large_residuals_but_leaves_none_out():
     candidates = collocation.draw(4000, generator=generator(1))
     scores = (candidates.x > 1).to(F64)
-    chosen = collocation.resample_proportionally(
-        candidates, scores, 1000, generator=generator(2)
-    )
+    chosen = collocation.resample_proportionally(candidates, scores, 1000, generator=generator(2))
     share, uniform = (chosen.x > 1).double().mean(), scores.mean()
     expected = uniform * (1 / uniform + 1) / 2
     # Drawing without replacement exhausts the favoured points a little: at most by a fifth.

@@ -1,4 +1,4 @@
-"""The pricing equation: zero on the truth, equal by jets, by bilinear form and by nested autograd."""
+"""The pricing equation: zero on the truth; by jets, bilinear form and nested autograd alike."""
 
 from dataclasses import replace
 

@@ -1,6 +1,7 @@
 """The commands ``soundgreeks train`` and ``soundgreeks evaluate``."""
 
 import argparse
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -57,10 +58,19 @@ def train(arguments: argparse.Namespace) -> None:
                 "training": summary,
                 "evaluation_seed": arguments.evaluation_seed,
                 "metrics": table,
+                "history": history(arguments.out / "log.jsonl"),
             },
         )
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def history(log: Path, lines: int = 300) -> dict[str, list]:
+    """At most about `lines` lines of a training log, as columns; what a line lacks is None."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = rows[:: -(-len(rows) // lines)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

@@ -1,0 +1,59 @@
+"""The table of statistics: zero for the truth, right for errors put in on purpose."""
+
+import pytest
+import torch
+
+from soundgreeks import evaluation, heston
+from soundgreeks.heston import Greeks
+
+F64 = torch.float64
+
+
+class Truth:
+    """The semi-analytic pricer, with errors of our choice."""
+
+    def __init__(self, price=0.0, wave=0.0):
+        self.price_error, self.wave = price, wave
+
+    def greeks(self, x, nu, tau, p):
+        price, delta, gamma = heston.price_delta_gamma(x, nu, tau, p)
+        zero = torch.zeros_like(price)
+        delta = delta + self.wave * torch.sin(50 * x)
+        gamma = gamma + 50 * self.wave * torch.cos(50 * x)
+        return Greeks(price + self.price_error, delta, gamma, zero, zero)
+
+
+def test_the_truth_has_no_errors():
+    table = evaluation.evaluate(Truth(), seed=3, n=1000)
+    for name, row in table.items():
+        for statistic, value in row.items():
+            if statistic == "points":
+                assert value >= 100
+            elif "bp" in statistic:
+                assert value < 1e-3  # prices to 1e-15 over vegas down to e^-4.5
+            else:
+                assert abs(value) < 1e-9, (name, statistic)
+
+
+def test_errors_are_measured():
+    data = evaluation.draw(seed=4, n=1000)
+    row = evaluation.errors(Truth(price=1e-4), data)["all"]
+    assert row["price rmse"] == pytest.approx(1e-4) and row["price worst"] == pytest.approx(1e-4)
+    assert row["vol rmse bp"] > 1
+    low = evaluation.errors(Truth(price=-0.05), data)["all"]
+    assert low["outside bounds"] > 0.1
+    shape = evaluation.curves(Truth(wave=0.02), seed=4, n=20).statistics()
+    assert shape["worst negative Gamma"] < -0.05 and shape["negative Gammas"] > 0.1
+    assert shape["variation of Delta"] > 0.1
+
+
+def test_sets_are_fresh_by_seed_and_cover_every_region():
+    a, b, again = (evaluation.draw(seed, 500) for seed in (1, 2, 1))
+    assert torch.equal(a.x, again.x) and torch.equal(a.price, again.price)
+    assert not torch.equal(a.x, b.x)
+    assert heston.satisfies_feller(a.p).all() and a.tau.min() >= evaluation.TAU_LOW
+    assert all(region.sum() >= 50 for region in a.regions().values())
+    text = evaluation.format_table(evaluation.evaluate(Truth(), 1, 500))
+    assert "near Feller" in text and "worst negative Gamma: 0" in text
+    with pytest.raises(ValueError, match="n must be an integer of at least 100"):
+        evaluation.draw(0, 5)

@@ -1,0 +1,131 @@
+"""Weights: what is written is read, what is damaged or foreign is refused, ranges are watched."""
+
+import json
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from soundgreeks import evaluation, heston, weights
+from soundgreeks.operators import PRESETS, Operator
+from soundgreeks.weights import WeightsError
+
+F64 = torch.float64
+P = heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    operator = Operator(PRESETS["smoke"])
+    weights.save(operator, tmp_path / "net", {"profile": "smoke", "metrics": {}})
+    return operator, tmp_path / "net"
+
+
+def test_round_trip(stored):
+    operator, path = stored
+    loaded = weights.load(path)
+    assert loaded.config == operator.config and loaded.dtype == F64
+    assert loaded.provenance["versions"]["torch"].startswith("2.")
+    x = torch.linspace(-1, 1, 5, dtype=F64)
+    torch.testing.assert_close(
+        loaded.price(x, 0.04, 0.5, P), operator.double().price(x, 0.04, 0.5, P)
+    )
+
+
+def test_damage_is_noticed(stored):
+    _, path = stored
+    file = path.with_suffix(".safetensors")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(WeightsError, match=r"net.safetensors is damaged: its SHA-256"):
+        weights.load(path)
+
+
+def test_foreign_files_are_refused(stored, tmp_path):
+    _, path = stored
+    record = path.with_suffix(".json")
+    about = json.loads(record.read_text())
+    record.write_text(json.dumps(about | {"format": "other/9"}))
+    with pytest.raises(WeightsError, match="is not a provenance of format"):
+        weights.load(path)
+    record.write_text("{")
+    with pytest.raises(WeightsError, match="not JSON"):
+        weights.load(path)
+    record.unlink()
+    with pytest.raises(WeightsError, match=r"there is no net\.json"):
+        weights.load(path)
+    with pytest.raises(WeightsError, match="name must be one of"):
+        weights.load("no such network")
+
+
+def test_another_kind_or_configuration_is_refused(stored):
+    operator, path = stored
+    weights.write(path, operator.state_dict(), {"kind": "teacher"})
+    with pytest.raises(WeightsError, match="must hold an operator, got 'teacher'"):
+        weights.load(path)
+    config = replace(operator.config, width=17).to_dict()
+    weights.write(path, operator.state_dict(), {"kind": "operator", "config": config})
+    with pytest.raises(WeightsError, match="does not fit its own configuration"):
+        weights.load(path)
+    broken = {k: v * torch.nan for k, v in operator.state_dict().items()}
+    weights.write(path, broken, {"kind": "operator", "config": operator.config.to_dict()})
+    with pytest.raises(WeightsError, match="weights that are not finite"):
+        weights.load(path)
+
+
+def test_not_safetensors(tmp_path):
+    import hashlib
+
+    (tmp_path / "net.safetensors").write_bytes(b"pickle")
+    record = {"format": "soundgreeks/1", "sha256": hashlib.sha256(b"pickle").hexdigest()}
+    (tmp_path / "net.json").write_text(json.dumps(record))
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        weights.load(tmp_path / "net")
+
+
+def test_outside_the_range_of_training_it_warns(stored):
+    operator = stored[0].double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        operator.price(torch.tensor([-2.0, 2.0]), 0.01, 1.0, P)
+        operator.to(torch.float32).price(torch.tensor(0.0), 0.4, 0.5, P)
+    with pytest.warns(UserWarning, match=r"nu = 0.5 is outside \[0.01, 0.4\]"):
+        operator.price(0.0, 0.5, 0.5, P)
+    with pytest.warns(UserWarning, match=r"kappa = 5 is outside \[0.5, 3.0\]"):
+        operator.greeks(0.0, 0.1, 0.5, heston.Parameters(5.0, 0.04, 0.3, -0.7, 0.05))
+    with pytest.warns(UserWarning, match="outside the Feller condition"):
+        operator.price(0.0, 0.1, 0.5, heston.Parameters(0.5, 0.04, 0.3, -0.7, 0.05))
+
+
+def test_bad_input_is_named(stored):
+    operator = stored[0]
+    with pytest.raises(ValueError, match=r"nu must be non-negative and finite, got -0\.1"):
+        operator.price(0.0, -0.1, 0.5, P)
+    with pytest.raises(ValueError, match="tau must be non-negative and finite, got nan"):
+        operator.greeks(0.0, 0.1, float("nan"), P)
+    with pytest.raises(ValueError, match="shapes do not broadcast"):
+        operator.price(torch.zeros(3), 0.1, 0.5, heston.sample_parameters(4))
+
+
+@pytest.mark.parametrize("name", weights.available())
+def test_what_is_shipped_loads_and_measures_as_it_says(name):
+    try:
+        operator = weights.load(name)
+    except WeightsError as error:
+        assert "must hold an operator" in str(error)
+        return
+    said = operator.provenance["metrics"]["all"]
+    found = evaluation.errors(operator, evaluation.draw(seed=2024, n=2_000))["all"]
+    assert found["price rmse"] < 1.5 * said["price rmse"]
+    assert found["delta rmse"] < 2 * said["delta rmse"]
+
+
+def test_the_anchored_operator_is_as_good_as_promised():
+    """Fresh points each run, over Table I under Feller and tau in [0.005, 1]."""
+    seed = torch.seed() % 2**31
+    table = evaluation.evaluate(weights.load("sound"), seed)
+    assert table["all"]["price rmse"] <= 5e-5, seed
+    assert max(row["price worst"] for k, row in table.items() if k != "curves") <= 1e-3, seed
+    assert table["curves"]["worst negative Gamma"] >= -1e-4, seed
