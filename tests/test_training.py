@@ -37,26 +37,30 @@ def one_thread():
 KILLED = """
 import os, signal, sys, torch
 from test_training import SMOKE
-from soundgreeks import problem
+from soundgreeks.problem import PricingProblem, train_operator
 torch.set_num_threads(1)
-evaluations, parts = int(sys.argv[2]), problem.PricingProblem.parts
-def dying(self):
-    global evaluations
-    evaluations -= 1
-    if evaluations < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    yield from parts(self)
-problem.PricingProblem.parts = dying
-problem.train_operator(SMOKE, sys.argv[1], checkpoint_every=4, log_every=2)
+class Dying(PricingProblem):
+    left = 3
+    def begin(self, phase, number, step):
+        self.due = [number, step] >= [int(a) for a in sys.argv[2:4]]
+        super().begin(phase, number, step)
+    def parts(self):
+        self.left -= self.due
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield from super().parts()
+import soundgreeks.problem
+soundgreeks.problem.PricingProblem = Dying
+train_operator(SMOKE, sys.argv[1], checkpoint_every=4, log_every=2)
 """
 
 
 def test_killed_in_every_phase_it_resumes_to_the_same_bits(tmp_path):
     whole, summary = train_operator(SMOKE, tmp_path / "whole", checkpoint_every=4, log_every=2)
-    # With checkpoints every four steps: killed at Adam's step 10; from 8 through SOAP's step 5
-    # (4 + 5 evaluations); from its 4 into the second L-BFGS unit (2 + more than 20 evaluations).
-    for evaluations, phase in ((10, 0), (9, 1), (45, 2)):
-        command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(evaluations)]
+    # Three evaluations after each of these steps: of Adam, of SOAP, and, two evaluations deep in
+    # a line search, of the second run of twenty L-BFGS iterations.
+    for phase, step in ((0, 7), (1, 3), (2, 20)):
+        command = [sys.executable, "-c", KILLED, str(tmp_path / "killed"), str(phase), str(step)]
         done = subprocess.run(
             command, env=ENVIRONMENT, cwd=Path(__file__).parent, capture_output=True, text=True
         )

@@ -104,14 +104,14 @@ class Curves:
         }
 
 
-def curves(operator, seed: int, n: int = 200, points: int = 401) -> Curves:
-    """`n` curves over x in [-2, 2] with an even number of points in each half: none on the strike.
+def curves(operator, seed: int, n: int = 200, points: int = 240) -> Curves:
+    """`n` curves over the middles of `points` (even: none on the strike) intervals of [-2, 2].
 
     Variance and maturity are uniform over Table I (tau from 0.005), parameters under Feller.
     """
     generator = torch.Generator().manual_seed(seed + 1)
     x = torch.linspace(*TABLE_I["x"], points + 1, dtype=torch.float64)
-    x = 0.5 * (x[1:] + x[:-1]) + 1e-9
+    x = 0.5 * (x[1:] + x[:-1])
     u = torch.rand(2, n, 1, generator=generator, dtype=torch.float64)
     nu = TABLE_I["nu"][0] + (TABLE_I["nu"][1] - TABLE_I["nu"][0]) * u[0]
     tau = TAU_LOW + (TABLE_I["tau"][1] - TAU_LOW) * u[1]

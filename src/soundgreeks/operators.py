@@ -231,9 +231,8 @@ class Operator(nn.Module):
         x, nu, tau, p = self._arguments(x, nu, tau, p)
         u = self.jet(x, nu, tau, p)
         e = torch.exp(-x)
-        shape = torch.broadcast_shapes(x.shape, nu.shape, tau.shape, p.shape)
         channels = u.value, e * u.x, e * e * (u.xx - u.x), u.nu, -u.tau
-        return Greeks(*(c.expand(shape) for c in channels))
+        return Greeks(*torch.broadcast_tensors(*channels))
 
     def _arguments(self, x, nu, tau, p: Parameters):
         x, nu, tau = floating(x=x, nu=nu, tau=tau)
@@ -241,7 +240,7 @@ class Operator(nn.Module):
         require((nu >= 0) & torch.isfinite(nu), "nu", nu, "non-negative and finite")
         require((tau >= 0) & torch.isfinite(tau), "tau", tau, "non-negative and finite")
         try:
-            torch.broadcast_shapes(x.shape, p.shape)
+            torch.broadcast_tensors(x, p.kappa)
         except RuntimeError as error:
             raise ValueError(
                 f"shapes do not broadcast: x {tuple(x.shape)}, p {tuple(p.shape)}"
