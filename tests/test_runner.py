@@ -87,8 +87,10 @@ def test_run_leaves_the_committed_notebook_and_promote_is_idempotent(project, ca
     assert cli.main(["run", "--promote"]) == 0
     first = path.read_bytes()
     assert first != before
-    assert b'"stderr"' not in first and b"papermill" not in first and b"iopub" not in first
-    assert runner.faults(nbformat.read(path, 4)) == []
+    assert b"papermill" not in first and b"iopub" not in first
+    promoted = nbformat.read(path, 4)
+    assert [(o.name, o.text) for o in promoted.cells[2].outputs] == [("stdout", "a\n")]
+    assert runner.faults(promoted) == []
     assert cli.main(["run", "--promote"]) == 0
     assert path.read_bytes() == first
     assert "unchanged" in capsys.readouterr().out
