@@ -99,6 +99,19 @@ def test_outside_the_range_of_training_it_warns(stored):
         operator.price(0.0, 0.1, 0.5, heston.Parameters(0.5, 0.04, 0.3, -0.7, 0.05))
 
 
+def test_pieces_change_nothing(stored):
+    operator = stored[0].double()
+    x = torch.linspace(-1, 1, 50, dtype=F64)
+    for p in (P, heston.sample_parameters(50), heston.sample_parameters(3)[:, None]):
+        operator.chunk = 7
+        pieces = operator.greeks(x, 0.04, 0.5, p)
+        price = operator.price(x, 0.04, 0.5, p)
+        operator.chunk = 10_000
+        for a, b in zip(operator.greeks(x, 0.04, 0.5, p), pieces, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(price, pieces.price, rtol=1e-12, atol=1e-14)
+
+
 def test_bad_input_is_named(stored):
     operator = stored[0]
     with pytest.raises(ValueError, match=r"nu must be non-negative and finite, got -0\.1"):

@@ -5,6 +5,7 @@ uses. `paper` is DeepSVM's section III.C to the letter; the paper states neither
 the length p of the embeddings, 128 both is our choice.
 """
 
+import math
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 
@@ -150,7 +151,10 @@ class Operator(nn.Module):
 
     Prices are per unit of strike. Arguments broadcast; M parameter vectors of shape (M, 1)
     against P points of shape (P,) give (M, P) at the cost of P trunk and M branch evaluations.
+    `price` and `greeks` take `chunk` options at a time.
     """
+
+    chunk = 4096
 
     def __init__(self, config: Config):
         super().__init__()
@@ -220,7 +224,9 @@ class Operator(nn.Module):
         UserWarning
             An argument outside Table I, the range of training, or a violated Feller condition.
         """
-        return self.value(*self._arguments(x, nu, tau, p))
+        return _in_pieces(
+            lambda *a: (self.value(*a),), *self._arguments(x, nu, tau, p), 7 * self.chunk
+        )[0]
 
     @torch.no_grad()
     def greeks(self, x, nu, tau, p: Parameters) -> Greeks:
@@ -229,10 +235,12 @@ class Operator(nn.Module):
         Arguments and errors as for `price`.
         """
         x, nu, tau, p = self._arguments(x, nu, tau, p)
+        return Greeks(*_in_pieces(self._greeks, x, nu, tau, p, self.chunk))
+
+    def _greeks(self, x, nu, tau, p: Parameters) -> tuple[Tensor, ...]:
         u = self.jet(x, nu, tau, p)
         e = torch.exp(-x)
-        channels = u.value, e * u.x, e * e * (u.xx - u.x), u.nu, -u.tau
-        return Greeks(*torch.broadcast_tensors(*channels))
+        return torch.broadcast_tensors(u.value, e * u.x, e * e * (u.xx - u.x), u.nu, -u.tau)
 
     def _arguments(self, x, nu, tau, p: Parameters):
         x, nu, tau = floating(x=x, nu=nu, tau=tau)
@@ -248,6 +256,24 @@ class Operator(nn.Module):
         _warn_outside(p, x=x, nu=nu, tau=tau, **{k: getattr(p, k) for k in _BRANCH})
         like = dict(dtype=self.dtype, device=self.device)
         return x.to(**like), nu.to(**like), tau.to(**like), Parameters(*(v.to(**like) for v in p))
+
+
+def _in_pieces(function, x, nu, tau, p: Parameters, chunk: int) -> tuple[Tensor, ...]:
+    """`function` on slices of the last dimension, joined: the memory of at most `chunk` options."""
+    n = max((1, *x.shape[-1:], *p.shape[-1:]))
+    rows = max(1, math.prod(torch.broadcast_tensors(x, p.kappa)[0].shape[:-1]))
+    step = max(1, chunk // rows)
+    if n <= step:
+        return function(x, nu, tau, p)
+
+    def cut(a, i):
+        return a[..., i : i + step] if a.shape[-1:] == (n,) else a
+
+    pieces = [
+        function(*(cut(a, i) for a in (x, nu, tau)), Parameters(*(cut(v, i) for v in p)))
+        for i in range(0, n, step)
+    ]
+    return tuple(torch.cat(channel, dim=-1) for channel in zip(*pieces, strict=True))
 
 
 def _warn_outside(p: Parameters, **arguments: Tensor) -> None:
