@@ -25,6 +25,7 @@ def add_commands(subparsers) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--evaluation-seed", type=int, default=1)
+    parser.add_argument("--note", default="", help="a sentence for the provenance")
     parser.set_defaults(run=train)
     parser = subparsers.add_parser("evaluate", help="measure an operator against the truth")
     parser.add_argument("weights", help=f"one of {weights.available()} or a file")
@@ -55,7 +56,9 @@ def train(arguments: argparse.Namespace) -> None:
                 "preset": config.name,
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
                 "processes": dist.get_world_size() if dist.is_initialized() else 1,
+                "note": arguments.note,
                 "training": summary,
+                "phases_taken": steps_taken(arguments.out / "log.jsonl", config.phases),
                 "evaluation_seed": arguments.evaluation_seed,
                 "metrics": table,
                 "history": history(arguments.out / "log.jsonl"),
@@ -63,6 +66,14 @@ def train(arguments: argparse.Namespace) -> None:
         )
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def steps_taken(log: Path, phases) -> list[str]:
+    """For every phase the steps taken and those asked for: L-BFGS may end before its time."""
+    last = {}
+    for line in map(json.loads, log.read_text().splitlines()):
+        last[line["phase"]] = line["step"]
+    return [f"{p.optimizer}: {last.get(i, 0)} of {p.steps} steps" for i, p in enumerate(phases)]
 
 
 def history(log: Path, lines: int = 300) -> dict[str, list]:
