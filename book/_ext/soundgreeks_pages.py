@@ -9,7 +9,7 @@ from soundgreeks import reference, runner
 
 
 def scoreboard(book: Path) -> list[list[str]]:
-    """One row a reference number: what, reference, source, what the book gets, where.
+    """One row a reference number: what, reference, source, what the book gets, agrees, where.
 
     Measured values come from the stored outputs of the notebooks in `book`, the rest from
     reference.toml; the table holds nothing of its own.
@@ -23,19 +23,30 @@ def scoreboard(book: Path) -> list[list[str]]:
                 raise ValueError(f"{path.name} checks {key}, which reference.toml does not hold")
             entry = reference.load()[key]
             word = ["**no**", "yes"][entry.holds(value)] if verdict["judged"] else "not judged"
-            measured.setdefault(key, []).append((f"{value:.12g}", word, link))
+            measured.setdefault(key, []).append((f"{value:.15g}", word, link))
     rows = []
     for key, entry in reference.load().items():
-        unit = "" if entry.unit == "1" else f" {entry.unit}"
-        sign = {"equal": "", "at most": "≤ ", "at least": "≥ "}[entry.kind]
-        claim = f"{sign}{entry.value:.12g}{unit}"
         for got in measured.get(key, [("–", "not checked yet", "")]):
-            rows.append([entry.what, claim, f"{entry.tolerance:g}", entry.source, *got])
+            rows.append([entry.what, claim(entry), entry.source, *got])
     return rows
+
+
+def claim(entry: reference.Reference) -> str:
+    """``value ± tolerance``, or the bound of a one-sided claim with its leeway."""
+    value, slack = f"{entry.rounded(entry.value):.15g}", f"{entry.tolerance:.3g}"
+    unit = "" if entry.unit == "1" else f" {entry.unit}"
+    if entry.kind == "equal":
+        return f"{value} ± {slack}{unit}"
+    sign = {"at most": "≤", "at least": "≥"}[entry.kind]
+    if entry.value == 0:
+        return f"{sign} {slack}{unit}"
+    return f"{sign} {value}{unit}" + (f" (leeway {slack})" if entry.tolerance else "")
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
     """A MyST table as lines of text."""
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(f"rows must have {len(header)} cells: {header}")
     body = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in body]
 
@@ -43,15 +54,7 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 class Scoreboard(SphinxDirective):
     def run(self):
         self.env.note_reread()
-        header = [
-            "number",
-            "reference",
-            "tolerance",
-            "source",
-            "the book gets",
-            "agrees",
-            "chapter",
-        ]
+        header = ["number", "reference", "source", "the book gets", "agrees", "chapter"]
         lines = table(header, scoreboard(Path(self.env.srcdir)))
         return self.parse_text_to_nodes("\n".join(lines))
 

@@ -69,11 +69,14 @@ class Reference:
         return f"{self.key} {KINDS[self.kind]} {self.value:.15g}{slack}{unit}"
 
     def rounded(self, measured: float) -> float:
-        """`measured` to one digit below the tolerance: what the machine does not decide."""
+        """`measured` to one digit below the tolerance: what the machine does not decide.
+
+        Two digits of what is smaller than the tolerance, where only the size has a meaning.
+        """
         if not math.isfinite(measured):
             return measured
-        if self.tolerance == 0:
-            return float(f"{measured:.2e}")
+        if abs(measured) <= self.tolerance or self.tolerance == 0:
+            return float(f"{measured:.1e}")
         return round(measured, max(0, math.ceil(-math.log10(self.tolerance))) + 1)
 
 
