@@ -10,6 +10,8 @@ STAMP := $(VENV)/stamp-$(shell cat requirements.lock pyproject.toml | cksum | tr
 # Two workers on two cores: one thread each, and the same sums on every machine.
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest
+# Chapters executed at a time.
+JOBS ?= 2
 
 .PHONY: help book test lint unit notebooks chapters bench browser clean
 
@@ -18,7 +20,7 @@ help:  ## list the targets
 
 book: $(STAMP)  ## execute every chapter, render the pages, say where they are
 	@mkdir -p build/book && rm -rf build/book/[!_]* && cp -R book/. build/book
-	$(BIN)/soundgreeks run --out build/book $(RUN)
+	$(BIN)/soundgreeks list | cut -d' ' -f1 | xargs -P $(JOBS) -n 1 $(BIN)/soundgreeks run --out build/book $(RUN)
 	$(BIN)/jupyter-book build -q -W --keep-going build/book
 	@echo "The book: file://$(CURDIR)/build/book/_build/html/index.html"
 
@@ -34,7 +36,7 @@ notebooks: $(STAMP)
 	$(PYTEST) book --nbval-lax --nbval-cell-timeout 600 -q -n 2 --dist loadfile
 
 chapters: $(STAMP)  ## execute every chapter and promote the clean results into book/
-	$(BIN)/soundgreeks run --promote $(RUN)
+	$(BIN)/soundgreeks list | cut -d' ' -f1 | xargs -P $(JOBS) -n 1 $(BIN)/soundgreeks run --promote $(RUN)
 
 bench: $(STAMP)  ## the speed comparisons, side by side
 	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
