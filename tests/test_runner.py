@@ -150,14 +150,14 @@ def test_a_killed_run_leaves_the_repository_as_it_was(project, number):
     started.unlink()
     time.sleep(0.5)
     process.send_signal(number)
-    _, error = process.communicate(timeout=30)
+    _, error = process.communicate(timeout=90)
     status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True)
     assert b" M" not in status.stdout and b"??" not in status.stdout
     assert runner.read_records(root)["01_one"]["state"] == "unfinished"
     if number != signal.SIGKILL:
         assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
         assert "Stopped in 01_one. The committed notebook is as it was." in error
-        assert "Nothing was done before." in error
+        assert "Nothing was done before." in error and "Traceback" not in error
     until = time.monotonic() + 20
     while psutil.pid_exists(kernel) and psutil.Process(kernel).status() != "zombie":
         assert time.monotonic() < until, "the kernel outlives its run"

@@ -1,6 +1,7 @@
 """The command ``soundgreeks``: chapters here, training and evaluation in `commands`."""
 
 import argparse
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -66,7 +67,8 @@ def run_chapters(args) -> int:
     out = (args.out or root / "build/chapters").resolve()
     chosen = runner.select(root / "book", args.chapters)
     given = {"profile": args.profile, "device": args.device, "seed": args.seed} | extras(args.extra)
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)  # our own, or asyncio would take its time over Ctrl-C
     if out == root / "book" or root / "book" in out.parents:
         raise ValueError(f"out must lie outside the book, which only --promote changes, got {out}")
     done: list[str] = []
@@ -86,7 +88,7 @@ def run_chapters(args) -> int:
             "\n".join(["Done before:", *done] if done else ["Nothing was done before."]),
             file=sys.stderr,
         )
-        return 143 if stop.args else 130
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     except runner.Unfinished as error:
         print(f"soundgreeks: {error}", file=sys.stderr)
         return 1
@@ -109,8 +111,9 @@ def extras(pairs: list[str]) -> dict:
     return values
 
 
-def _terminate(signum, frame):
-    raise KeyboardInterrupt("terminated")
+def _stop(number, frame):
+    logging.disable()  # the last words of the kernel, which is stopped on purpose
+    raise KeyboardInterrupt(number)
 
 
 def add_status(subparsers) -> None:

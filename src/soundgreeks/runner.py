@@ -138,7 +138,7 @@ def run(name: str, path: Path, *, root: Path, timeout: int = 600, progress=True,
             {key: value for key, value in values.items() if value != defaults[key]},
             kernel_name="python3",
             execution_timeout=timeout,
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
             cwd=path.parent,
             progress_bar={"desc": name, "unit": "cell", "disable": None if progress else True},
         )
