@@ -48,12 +48,16 @@ class MLP(nn.Module):
 
     def jet(self, h: Tensor) -> Tensor:
         """Stacked channels (7, ..., n_in) -> (7, ..., n_out)."""
-        *hidden, last = self.layers
-        for i, layer in enumerate(hidden):
+        last = self.layers[-1]
+        out = self.hidden_jet(h) @ last.weight.T
+        return torch.cat([out[:1] + last.bias, out[1:]])  # a constant has no derivatives
+
+    def hidden_jet(self, h: Tensor) -> Tensor:
+        """Stacked channels of the last hidden layer, (7, ..., width)."""
+        for i, layer in enumerate(self.layers[:-1]):
             out = jets.activation(h @ layer.weight.T, layer.bias, self.activation)
             h = h + out if self.residual and i > 0 else out
-        out = h @ last.weight.T
-        return torch.cat([out[:1] + last.bias, out[1:]])  # a constant has no derivatives
+        return h
 
 
 class Rescale(nn.Module):
@@ -107,6 +111,16 @@ class DeepONet(nn.Module):
     def basis(self, coordinates: Sequence[Jet]) -> Tensor:
         """Trunk: jets of the coordinates -> stacked channels (7, ..., latent), or (1, ...)."""
         return self.trunk.jet(self.trunk_scale.jet(jets.stack(coordinates)))
+
+    def split(self, mu: Tensor, coordinates: Sequence[Jet]) -> tuple[Tensor, Tensor, Tensor]:
+        """N = <b W, h> + <b, c> with the trunk's last layer t = W h + c moved to the branch.
+
+        Where there are fewer parameter vectors than channels of points, that is cheaper. Returns
+        b W (..., width), the jet of h (7, ..., width) and <b, c> (...).
+        """
+        b, last = self.embed(mu), self.trunk.layers[-1]
+        h = self.trunk.hidden_jet(self.trunk_scale.jet(jets.stack(coordinates)))
+        return b @ last.weight, h, b @ last.bias
 
     def jet(self, mu: Tensor, coordinates: Sequence[Jet]) -> Jet:
         """N and its derivatives; `mu` (..., n) broadcasts against the coordinates (...).

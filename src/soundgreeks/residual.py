@@ -106,23 +106,27 @@ def bilinear_residual(
     Tensor (M, P)
     """
     coordinates = jets.coordinates(x, nu, tau)
-    b = network.embed(p.stack())[:, 0]  # (M, p)
-    t = Jet(*network.basis(features(*coordinates)).unbind(0)) * tau[:, None]
-    t_tau = t.tau + t.value / tau[:, None]  # (tau t)_tau
-    products = [(1.0, t_tau), (p.r, t.value - t.x)]
-    for terms, channel in (
-        (model.variance(nu, p), 0.5 * (t.x - t.xx)),
-        (model.covariance(nu, p), -t.xnu),
-        (model.variance_of_variance(nu, p), -0.5 * t.nunu),
-        (model.drift(nu, p), -t.nu),
+    b, h, constant = network.split(p.stack(), features(*coordinates))
+    b, h = b[:, 0], Jet(*h.unbind(0))  # (M, width), channels of (P, width)
+    time = tau[:, None]
+    blocks = {
+        1.0: (1.0, torch.addcmul(h.value, time, h.tau)),
+        id(p.r): (p.r, time * (h.value - h.x)),
+    }
+    for terms, scale, channel in (
+        (model.variance(nu, p), 0.5, h.x - h.xx),
+        (model.covariance(nu, p), -1.0, h.xnu),
+        (model.variance_of_variance(nu, p), -0.5, h.nunu),
+        (model.drift(nu, p), -1.0, h.nu),
     ):
-        products += [(f, _column(g) * channel) for f, g in terms]
-    merged = {}  # products that share their factor f share a column block
-    for f, column in products:
-        key = f if isinstance(f, float) else id(f)
-        merged[key] = (f, merged[key][1] + column) if key in merged else (f, column)
-    left = torch.cat([f * b for f, _ in merged.values()], dim=1)
-    right = torch.cat([column for _, column in merged.values()], dim=1)
+        for f, g in terms:  # products that share their factor f share a block of columns
+            column = (scale * tau * g)[:, None] * channel
+            key = f if isinstance(f, float) else id(f)
+            blocks[key] = (f, blocks[key][1] + column if key in blocks else column)
+    # The constant of N, a function of the parameters alone, gives (1 + r tau) <b, c>.
+    left = torch.cat([*(f * b for f, _ in blocks.values()), constant, p.r * constant], dim=1)
+    one = torch.ones_like(tau)[:, None]
+    right = torch.cat([*(column for _, column in blocks.values()), one, tau[:, None]], dim=1)
     if fixed is None:
         fixed = anchor_residual(x, nu, tau, p, model=model)
     return torch.addmm(fixed, left, right.T)
@@ -146,7 +150,3 @@ def boundary_loss(u: Tensor, x: Tensor, tau: Tensor, r: Tensor) -> Tensor:
     """Mean squared error against eqs. 7 and 8: e^x - e^{-r tau} where x > 0, 0 where x < 0."""
     target = (torch.exp(x) - torch.exp(-r * tau)) * (x > 0)
     return ((u - target) ** 2).mean()
-
-
-def _column(g):
-    return g[:, None] if isinstance(g, Tensor) else g
