@@ -81,6 +81,22 @@ def test_a_long_cell_and_an_untagged_check_are_faults():
     assert "31 lines, at most 30" in found and "not tagged nbval-check-output" in found
 
 
+def test_prose_that_asks_for_what_is_not_glued_is_a_fault():
+    data = {f"{reference.GLUE}text/plain": "1.5"}
+    output = new_output("display_data", data, metadata={"scrapbook": {"name": "a"}})
+    prose = "{glue:text}`a:.1%` {glue:text}`b:.1f` {glue:text}`a:.1q` {glue:text}`x.ipynb::c`"
+    cells = [new_code_cell("pass", outputs=[output]), nbformat.v4.new_markdown_cell(prose)]
+    found = [f for f in runner.faults(nbformat.v4.new_notebook(cells=cells)) if "prose" in f]
+    assert len(found) == 2 and "'b'" in found[0] and "'a:.1q'" in found[1]
+
+
+def test_a_named_figure_that_stands_with_other_outputs_is_a_fault():
+    outputs = [new_output("stream", name="stdout", text="a"), new_output("display_data", {})]
+    figure = {"mystnb": {"figure": {"name": "fig-a"}}}
+    cell = new_code_cell("pass", outputs=outputs, metadata=figure)
+    assert "names its figure" in "\n".join(runner.faults(nbformat.v4.new_notebook(cells=[cell])))
+
+
 # --- The environment -----------------------------------------------------------------------------
 
 

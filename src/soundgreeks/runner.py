@@ -19,6 +19,7 @@ import nbformat
 
 from ._validate import require
 from .chapter import SENTINEL, validate
+from .reference import GLUE
 
 LONGEST_CELL = 30
 MIME_WIDGET = "application/vnd.jupyter.widget"
@@ -230,6 +231,29 @@ def faults(notebook) -> list[str]:
         found.append("no recorded check")
     for number, cell in enumerate(code, 1):
         found += [f"code cell {number}: {fault}" for fault in _cell_faults(cell)]
+    return found + _prose_faults(notebook)
+
+
+def _prose_faults(notebook) -> list[str]:
+    """Numbers that the prose asks for and no cell glues, or that its format does not fit."""
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    glued = {
+        o.metadata["scrapbook"]["name"]: ast.literal_eval(o.data[f"{GLUE}text/plain"])
+        for o in outputs
+        if "scrapbook" in o.get("metadata", {}) and f"{GLUE}text/plain" in o.data
+    }
+    prose = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    found = []
+    for role in re.findall(r"{glue:text}`([^`]*)`", prose):
+        if "::" in role:  # on another page
+            continue
+        name, _, form = role.partition(":")
+        try:
+            format(glued[name], form)
+        except KeyError:
+            found.append(f"the prose asks for {name!r}, which no cell glues")
+        except ValueError as error:
+            found.append(f"the prose asks for {role!r}: {error}")
     return found
 
 
@@ -243,7 +267,10 @@ def _cell_faults(cell) -> list[str]:
         found.append("is tagged nbval-check-output but has no output")
     if len(cell.source.splitlines()) > LONGEST_CELL:
         found.append(f"{len(cell.source.splitlines())} lines, at most {LONGEST_CELL}")
-    alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+    settings = cell.metadata.get("mystnb", {})
+    alt = settings.get("image", {}).get("alt", "")
+    if settings.get("figure", {}).get("name") and len(cell.outputs) > 1:
+        found.append("names its figure but shows more than it: the name would stand twice")
     for output in cell.outputs:
         data = output.get("data", {})
         text = "".join(output.get("text", "") or data.get("text/plain", ""))
