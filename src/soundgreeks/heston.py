@@ -90,7 +90,7 @@ def sample_parameters(
     """`n` parameter vectors of Table I under the Feller condition, scrambled Sobol points.
 
     Rejection keeps the low discrepancy of the accepted points only roughly, yet exactly the
-    uniform distribution on the Feller part of the box (51.7 % of it).
+    uniform distribution on the Feller part of the box (51.8 % of it).
 
     Raises
     ------
