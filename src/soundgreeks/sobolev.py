@@ -161,6 +161,7 @@ def fit(
     lr: float = 0.02,
     lam: float = 1.0,
     mu: float = 0.0,
+    decay: float = 0.0,
     seed: int = 0,
     pilot: int = 16384,
 ) -> Tensor:
@@ -175,6 +176,7 @@ def fit(
     sampler : called as ``sampler(n, generator)``; labels in the dtype and on the device of the
         network, with gradients if `lam` > 0 and curvatures if `mu` > 0
     lam, mu : weights of the first and second derivatives, zero to leave them out
+    decay : L2 penalty in Adam's coupled form, `decay` times the weights added to their gradients
 
     Raises
     ------
@@ -185,7 +187,7 @@ def fit(
     """
     for name, number in (("steps", steps), ("batch", batch), ("pilot", pilot)):
         require(isinstance(number, int) and number > 0, name, number, "a positive integer")
-    for name, number in (("lam", lam), ("mu", mu)):
+    for name, number in (("lam", lam), ("mu", mu), ("decay", decay)):
         require(math.isfinite(number) and number >= 0, name, number, "finite and non-negative")
     require(math.isfinite(lr) and lr > 0, "lr", lr, "finite and positive")
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -194,7 +196,7 @@ def fit(
     require(lam == 0 or first.gradient is not None, "lam", lam, "zero without gradient labels")
     require(mu == 0 or first.curvature is not None, "mu", mu, "zero without curvature labels")
     scale = Scale.of(first)
-    adam = torch.optim.Adam(parameters, lr, fused=True)
+    adam = torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         adam, lr, total_steps=steps + 1, pct_start=0.3, div_factor=25, final_div_factor=400
     )
