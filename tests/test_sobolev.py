@@ -249,6 +249,14 @@ def test_second_order_labels_train(basket):
     assert scores(network, basket)[2].r2 > 0.95
 
 
+def test_weight_decay_shrinks_the_weights(basket):
+    def size(decay):
+        network, _ = train(basket, lam=0.0, steps=60, decay=decay)
+        return sum(p.square().sum() for p in network.parameters())
+
+    assert size(0.1) < 0.7 * size(0.0)
+
+
 def test_training_from_a_fixed_set(basket):
     data = Labels(*basket.to(dtype=torch.float32).sample(4096, generator=seeded())[:3])
     _, losses = train(basket, sampler=sobolev.resample(data), lam=1.0, steps=60)
@@ -278,6 +286,7 @@ def test_bad_input_is_named(basket):
         ({"mu": -1.0}, "mu"),
         ({"mu": 1.0}, "mu must be zero without curvature"),
         ({"sampler": bare, "lam": 1.0}, "lam must be zero without gradient"),
+        ({"decay": -1.0}, "decay must be finite and non-negative, got -1.0"),
     ]:
         with pytest.raises(ValueError, match=name):
             train(basket, **{"steps": 2} | settings)
