@@ -249,6 +249,20 @@ def test_lbfgs_ends_when_no_step_lowers_the_loss():
     assert summary["loss"] == 0
 
 
+def test_lbfgs_keeps_its_pairs_when_the_loss_is_small():
+    """Rosenbrock's valley times 1e-9: steepest descent would still be far from the end."""
+
+    class Valley(Parabola):
+        def parts(self):
+            x, y = self.module.weight[0]
+            yield {"valley": 1e-9 * ((1 - x) ** 2 + 100 * (y - x * x) ** 2)}
+
+    module = torch.nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    torch.nn.init.constant_(module.weight, -1.0)
+    train(module, Valley(module), [Phase("lbfgs", 100)])
+    torch.testing.assert_close(module.weight, torch.ones_like(module.weight))
+
+
 def test_soap_is_the_packaged_one():
     from pytorch_optimizer import SOAP
 

@@ -25,6 +25,9 @@ from ._validate import require
 OPTIMIZERS = ("adam", "soap", "lbfgs")
 _LBFGS_UNIT = 20  # L-BFGS iterations between checkpoints, log lines and changes of the points
 _MAX_SKIPPED = 20
+# torch's L-BFGS drops pairs with y's <= 1e-10, an absolute number: of a loss of 1e-6 it would drop
+# most, and be steepest descent. A power of two scales the loss without rounding.
+_LBFGS_SCALE = 2.0**20
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,8 @@ class _Run:
         def closure():
             value = self._evaluate()
             first.setdefault("terms", self.terms)
-            return value
+            torch._foreach_mul_([w.grad for w in self.weights if w.grad is not None], _LBFGS_SCALE)
+            return value * _LBFGS_SCALE
 
         self.optimizer.step(closure)
         self.step += group["max_iter"]
