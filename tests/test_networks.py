@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from soundgreeks import jets
-from soundgreeks.networks import MLP, DeepONet
+from soundgreeks.networks import MLP, DeepONet, plain
 
 F64 = torch.float64
 
@@ -23,6 +23,16 @@ def test_mlp_is_what_it_says():
         plain.layers[0], torch.nn.SiLU(), plain.layers[1], torch.nn.SiLU(), plain.layers[2]
     )
     torch.testing.assert_close(plain(h), sequential(h))
+
+
+def test_plain_is_a_sequence_of_linear_layers():
+    network = plain(3, 5, 2, 1, activation=torch.nn.Tanh)
+    kinds = [type(m).__name__ for m in network]
+    assert kinds == ["Linear", "Tanh", "Linear", "Tanh", "Linear"]
+    assert [m.weight.shape for m in network[::2]] == [(5, 3), (2, 5), (1, 2)]
+    for sizes in ((3,), (3, 0, 1)):
+        with pytest.raises(ValueError, match="sizes must be at least two"):
+            plain(*sizes)
 
 
 def test_deeponet_grid_equals_points_with_their_own_parameters():

@@ -1,5 +1,6 @@
 """Sobolev training: labels against closed forms, the loss against its formula, seeded training."""
 
+import copy
 import math
 
 import pytest
@@ -273,6 +274,28 @@ def test_score():
     assert sobolev.score(truth, truth) == (1.0, 0.0, 0.0)
     r2, median, worst = sobolev.score(truth + torch.tensor([0.0, 0.0, 0.0, 2.0]), truth)
     assert (r2, median, worst) == (pytest.approx(1 - 4 / 5), 0.0, 2.0)
+
+
+def test_scores_are_those_of_value_delta_and_gamma(basket, spots):
+    truth = basket.greeks(spots)
+    network = sobolev.Standardised(mlp(7, 5), spots.float(), truth.price.float())
+    found = sobolev.scores(network, spots, truth)
+    exact = network.around(copy.deepcopy(network.network)).double()
+    for mine, ours, true in zip(found, sobolev.along(exact, spots), truth[:3], strict=True):
+        assert mine == sobolev.score(ours, true)
+    assert found.gamma.worst > found.gamma.median > 0
+    assert all(p.dtype == torch.float32 for p in network.parameters())  # a copy was evaluated
+
+
+def test_a_standardisation_goes_around_another_network(spots):
+    first = sobolev.Standardised(mlp(7, 5).double(), spots, spots.sum(1))
+    inner = mlp(7, 4, seed=1).double()
+    second = first.around(inner)
+    assert second.network is inner and first.network is not inner
+    expected = sobolev.Standardised(inner, spots, spots.sum(1))
+    assert torch.equal(second(spots), expected(spots))
+    second.float()
+    assert first.x_mean.dtype == torch.float64  # nothing is shared
 
 
 def test_bad_input_is_named(basket):

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from soundgreeks import evaluation, heston, weights
+from soundgreeks import evaluation, heston, networks, weights
 from soundgreeks.operators import PRESETS, Operator
+from soundgreeks.sobolev import Standardised
 from soundgreeks.weights import WeightsError
 
 F64 = torch.float64
@@ -142,3 +143,59 @@ def test_the_anchored_operator_is_as_good_as_promised():
     assert table["all"]["price rmse"] <= 5e-5, seed
     assert max(row["price worst"] for k, row in table.items() if k != "curves") <= 1e-3, seed
     assert table["curves"]["worst negative Gamma"] >= -1e-4, seed
+
+
+# Groups of plain networks
+
+
+@pytest.fixture
+def group():
+    torch.manual_seed(0)
+    x = 100 + 30 * torch.randn(64, 3)
+    frame = Standardised(torch.nn.Identity(), x, x.sum(1))
+    sizes = {"big": (3, 8, 8, 1), "small 2-1.0": (3, 2, 1, 1), "small 2-1.10": (3, 2, 1, 1)}
+    return {name: frame.around(networks.plain(*s)) for name, s in sizes.items()}, x
+
+
+def test_networks_round_trip(group, tmp_path):
+    group, x = group
+    weights.write_networks(tmp_path / "group", group, {"seed": 3})
+    found, provenance = weights.read_networks(tmp_path / "group")
+    assert list(found) == list(group) and provenance["seed"] == 3
+    assert {"big.0.weight", "small 2-1.10.2.bias"} <= set(weights.read(tmp_path / "group")[0])
+    for name, network in found.items():
+        assert torch.equal(network(x), group[name](x))
+        assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_networks_that_do_not_belong_together_are_refused(group, tmp_path):
+    group, x = group
+    stranger = Standardised(networks.plain(3, 2, 1), 2 * x, x.sum(1))
+    relu = group["big"].around(networks.plain(3, 2, 1, activation=torch.nn.ReLU))
+    for bad, message in (
+        ({}, "group must be names"),
+        ({"frame": group["big"]}, "group must be names"),
+        (group | {"other": stranger}, "one standardisation, got 'other'"),
+        (group | {"other": relu}, "one activation"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            weights.write_networks(tmp_path / "group", bad, {})
+
+
+def test_a_file_without_networks_is_refused(stored, group, tmp_path):
+    with pytest.raises(WeightsError, match="must hold networks, got 'operator'"):
+        weights.read_networks(stored[1])
+    path = tmp_path / "group"
+    weights.write_networks(path, group[0], {})
+    record = path.with_suffix(".json")
+    about = json.loads(record.read_text())
+    for change in ({"networks": ["none"]}, {"activation": "NoSuch"}, {"networks": 3}):
+        record.write_text(json.dumps(about | change))
+        with pytest.raises(WeightsError, match="does not hold plain networks"):
+            weights.read_networks(path)
+    tensors, _ = weights.read(tmp_path / "group")
+    tensors["big.0.bias"][0] = torch.nan
+    about = {k: about[k] for k in ("kind", "activation", "networks")}
+    weights.write(path, tensors, about)
+    with pytest.raises(WeightsError, match="not finite"):
+        weights.read_networks(path)

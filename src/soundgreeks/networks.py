@@ -14,6 +14,23 @@ from ._validate import require
 from .jets import Jet
 
 
+def plain(*sizes: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
+    """The plain multilayer perceptron that intervals and pruning take apart.
+
+    Parameters
+    ----------
+    sizes : numbers of inputs, of nodes in each hidden layer, of outputs
+
+    Raises
+    ------
+    ValueError
+        Fewer than two sizes, or one below one.
+    """
+    require(len(sizes) >= 2 and min(sizes) >= 1, "sizes", sizes, "at least two, each at least 1")
+    layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), activation())]
+    return nn.Sequential(*layers[:-1])
+
+
 class MLP(nn.Module):
     """A multilayer perceptron, h -> h + act(W h + b) between hidden layers of equal width.
 

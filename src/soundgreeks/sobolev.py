@@ -9,6 +9,7 @@ are free of units, so lambda means the same for any scaling of inputs and prices
 second-order information along a few directions v, by Hessian-vector products (Kichler 2023).
 """
 
+import copy
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -103,6 +104,12 @@ class Standardised(nn.Module):
         """(n, d) -> (n,)"""
         inner = self.network((x - self.x_mean) / self.x_std)
         return self.y_mean + self.y_std * inner.reshape(len(x))
+
+    def around(self, network: nn.Module) -> "Standardised":
+        """The same standardisation around another network, which is not copied."""
+        other = copy.copy(self)
+        other._buffers, other._modules = dict(self._buffers), {"network": network}
+        return other
 
 
 class Scale(NamedTuple):
@@ -241,3 +248,23 @@ def score(prediction: Tensor, truth: Tensor) -> Score:
     spread = (truth.double() - truth.double().mean()).square().sum()
     size = error.abs()
     return Score(float(1 - error.square().sum() / spread), float(size.median()), float(size.max()))
+
+
+class Scores(NamedTuple):
+    """The scores of a price and its derivatives along the basket."""
+
+    value: Score
+    delta: Score
+    gamma: Score
+
+
+def scores(network: nn.Module, x: Tensor, truth: tuple[Tensor, ...]) -> Scores:
+    """How well a network's value, Delta and Gamma meet the truth at `x` (n, d).
+
+    Parameters
+    ----------
+    network : maps (n, d) to (n,); a copy is evaluated in the dtype and on the device of `x`
+    truth : value, Delta and Gamma (n,), say from `Basket.greeks`; what follows is not looked at
+    """
+    ours = along(copy.deepcopy(network).to(x), x)
+    return Scores(*(score(a, b) for a, b in zip(ours, truth[:3], strict=True)))

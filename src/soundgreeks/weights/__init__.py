@@ -14,9 +14,13 @@ import safetensors
 import torch
 from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
-from torch import Tensor
+from torch import Tensor, nn
 
+from .. import networks
+from .._validate import require
+from ..intervals.networks import ACTIVATIONS, layers_of
 from ..operators import Config, Operator
+from ..sobolev import Standardised
 
 SHIPPED = Path(__file__).parent
 _FORMAT = "soundgreeks/1"
@@ -133,3 +137,64 @@ def load(name: Path | str, *, dtype: torch.dtype = torch.float64) -> Operator:
         raise WeightsError(f"{name!r} holds weights that are not finite")
     operator.provenance = provenance
     return operator.to(dtype).requires_grad_(False).eval()
+
+
+def write_networks(path: Path | str, group: dict[str, Standardised], provenance: dict) -> None:
+    """Write plain perceptrons that share one standardisation; see `write`.
+
+    The k-th module of the network `name` is stored as ``name.k.weight`` and ``name.k.bias``, the
+    standardisation as ``frame.x_mean``, ``x_std``, ``y_mean`` and ``y_std``.
+
+    Raises
+    ------
+    ValueError
+        No network, different standardisations or activations, or a network called "frame".
+    """
+    require(bool(group) and "frame" not in group, "group", list(group), "names other than 'frame'")
+    frame = dict(next(iter(group.values())).named_buffers(recurse=False))
+    activations, tensors = set(), {f"frame.{k}": v for k, v in frame.items()}
+    for name, network in group.items():
+        same = all(torch.equal(v, frame[k]) for k, v in network.named_buffers(recurse=False))
+        require(same, "group", repr(name), "networks with one standardisation")
+        activations.add(layers_of(network.network)[1].__name__)
+        tensors |= {f"{name}.{k}": v for k, v in network.network.state_dict().items()}
+    require(len(activations) == 1, "group", sorted(activations), "networks with one activation")
+    about = {"kind": "networks", "activation": activations.pop(), "networks": list(group)}
+    write(path, tensors, about | provenance)
+
+
+def read_networks(name: Path | str) -> tuple[dict[str, Standardised], dict]:
+    """Networks by name, and their provenance, from a file of `write_networks`.
+
+    Each maps raw spots (n, d) to prices (n,); its ``.network`` is the plain perceptron inside. All
+    are frozen and in the dtype they were trained in; to train one on, copy it and thaw the copy
+    with ``requires_grad_()``.
+
+    Raises
+    ------
+    WeightsError
+        As for `read`, or the file holds no such networks.
+    """
+    tensors, provenance = read(name)
+    if provenance.get("kind") != "networks":
+        raise WeightsError(f"{name!r} must hold networks, got {provenance.get('kind')!r}")
+    frame = {k[6:]: v for k, v in tensors.items() if k.startswith("frame.")}
+    found = {}
+    try:
+        activation = {a.__name__: a for a in ACTIVATIONS}[provenance["activation"]]
+        blank = torch.zeros(2, len(frame["x_mean"]), dtype=frame["x_mean"].dtype)
+        outer = Standardised(nn.Identity(), blank, blank[:, 0])
+        outer.load_state_dict(frame)
+        for label in provenance["networks"]:
+            mine = f"{label}."
+            state = {k.removeprefix(mine): v for k, v in tensors.items() if k.startswith(mine)}
+            layers = [state[f"{k}.weight"] for k in range(0, len(state), 2)]
+            sizes = (layers[0].shape[1], *map(len, layers))
+            network = networks.plain(*sizes, activation=activation).to(layers[0].dtype)
+            network.load_state_dict(state)
+            found[label] = outer.around(network.requires_grad_(False).eval())
+    except (KeyError, AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(f"{name!r} does not hold plain networks: {error}") from error
+    if not all(bool(v.isfinite().all()) for v in tensors.values()):
+        raise WeightsError(f"{name!r} holds weights that are not finite")
+    return found, provenance
