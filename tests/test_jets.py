@@ -59,16 +59,17 @@ def test_composition_of_two():
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("name", jets.ACTIVATIONS)
-def test_activation_has_the_right_backward(name):
-    h, bias = torch.randn(7, 3, 4, dtype=F64), torch.randn(4, dtype=F64)
-    h.requires_grad_(), bias.requires_grad_()
-    assert torch.autograd.gradcheck(lambda h, b: jets.activation(h, b, name), (h, bias))
+def test_layer_has_the_right_backward(name, residual):
+    h, weight, bias = (torch.randn(s, dtype=F64) for s in ((7, 3, 4), (4, 4), (4,)))
+    arguments = [a.requires_grad_() for a in (h, weight, bias)]
+    assert torch.autograd.gradcheck(lambda *a: jets.layer(*a, name, residual), arguments)
 
 
 def test_second_backward_is_refused():
-    h = torch.randn(7, 3, 4, dtype=F64, requires_grad=True)
-    out = jets.activation(h, torch.zeros(4, dtype=F64), "gelu")
+    h, weight = torch.randn(7, 3, 4, dtype=F64, requires_grad=True), torch.randn(4, 4, dtype=F64)
+    out = jets.layer(h, weight, torch.zeros(4, dtype=F64), "gelu")
     with pytest.raises(RuntimeError, match="once, not twice"):
         torch.autograd.grad(out.sum(), h, create_graph=True)
 

@@ -8,7 +8,8 @@ eq. 5 of DeepSVM,
 through sums, products and elementary functions by the chain rule. Nothing is differentiated
 twice by automatic differentiation: one forward pass gives all channels, one backward pass the
 gradient in the weights. Through layers the channels travel stacked, as one tensor of shape
-(7, ..., width), so that a linear layer is a single matrix product.
+(7, ..., width), so that a linear layer is a single matrix product; six, where no jet has a
+derivative in tau, and one, where only values are asked for.
 """
 
 from collections.abc import Sequence
@@ -164,8 +165,8 @@ def compose(f, a: Jet, b: Jet) -> Jet:
 def stack(jets: Sequence[Jet]) -> Tensor:
     """Jets side by side as the input of a layer: (channels, ..., len(jets)).
 
-    Seven channels, or one (the value) when no jet carries a derivative: a price alone then
-    costs a plain forward pass.
+    Seven channels; six, when no jet carries a derivative in tau; one (the value), when none
+    carries any: a price alone then costs a plain forward pass.
     """
     values = torch.broadcast_tensors(*(j.value for j in jets))
     if all(_is(c, 0) for j in jets for c in tuple(j)[1:]):
@@ -176,13 +177,17 @@ def stack(jets: Sequence[Jet]) -> Tensor:
             [torch.as_tensor(c, dtype=like.dtype, device=like.device).expand_as(like) for c in row],
             dim=-1,
         )
-        for row in zip(*jets, strict=True)
+        for name, row in zip(CHANNELS, zip(*jets, strict=True), strict=True)
+        if name != "tau" or not all(_is(c, 0) for c in row)
     ]
     return torch.stack(rows)
 
 
 def unstack(channels: Sequence[Tensor] | Tensor) -> Jet:
-    """The jet of the channels given, seven or one: the inverse of `stack` for one output."""
+    """The jet of the channels given, seven, six or one: the inverse of `stack` for one output."""
+    if len(channels) == 6:
+        value, x, nu, *second = channels
+        return Jet(value, x, nu, 0, *second)
     return Jet(*channels)
 
 
@@ -216,46 +221,60 @@ ACTIVATIONS = {
 """By name: the activation, and the function that returns it with its first three derivatives."""
 
 
-def activation(h: Tensor, bias: Tensor, name: str) -> Tensor:
-    """act(h + bias) on stacked channels (7, ..., width) or on a value alone (1, ..., width).
+def layer(h: Tensor, weight: Tensor, bias: Tensor, name: str, residual: bool = False) -> Tensor:
+    """act(h W' + b), plus h if `residual`, on the channels that `stack` makes: (channels, ..., n).
 
-    On seven channels it can be differentiated once, and the backward pass is written out below:
+    With derivatives it can be differentiated once, and the backward pass is written out below:
     it takes a third of the passes over memory that automatic differentiation of the chain rule
-    would. On a value alone it is the plain function, differentiable any number of times.
+    would. On a value alone it is the plain layer, differentiable any number of times.
     """
     plain, derivatives = ACTIVATIONS[name]
-    return plain(h + bias) if len(h) == 1 else _Activation.apply(h, bias, derivatives)
+    if len(h) == 1:
+        out = plain(h @ weight.T + bias)
+        return h + out if residual else out
+    return _Layer.apply(h, weight, bias, derivatives, residual)
 
 
-class _Activation(torch.autograd.Function):
+class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, h: Tensor, bias: Tensor, derivatives) -> Tensor:
-        ctx.save_for_backward(h, bias)
-        ctx.derivatives = derivatives
-        f, f1, f2, _ = derivatives(h[0] + bias)
-        out = h * f1
-        out[0] = f
-        hx, hnu = h[1], h[2]
-        bent = f2 * hx
-        out[4].addcmul_(bent, hx)
-        out[5].addcmul_(bent, hnu)
-        out[6].addcmul_(f2 * hnu, hnu)
+    def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor, derivatives, residual) -> Tensor:
+        z = h @ weight.T
+        ctx.save_for_backward(h, weight, bias, z)
+        ctx.derivatives, ctx.residual = derivatives, residual
+        f, f1, f2, _ = derivatives(z[0] + bias)
+        out = torch.addcmul(h, z, f1) if residual else z * f1
+        out[0] = h[0] + f if residual else f
+        zx, znu = z[1], z[2]
+        bent = f2 * zx
+        out[-3].addcmul_(bent, zx)
+        out[-2].addcmul_(bent, znu)
+        out[-1].addcmul_(f2 * znu, znu)
         return out
 
     @staticmethod
     def backward(ctx, g: Tensor):
         if torch.is_grad_enabled():  # someone asked for create_graph
             raise RuntimeError("a jet's channels can be differentiated once, not twice")
-        h, bias = ctx.saved_tensors
-        _, f1, f2, f3 = ctx.derivatives(h[0] + bias)
-        out = g * f1
-        hx, hnu = h[1], h[2]
-        gxx, gxnu, gnunu = g[4], g[5], g[6]
+        h, weight, bias, z = ctx.saved_tensors
+        _, f1, f2, f3 = ctx.derivatives(z[0] + bias)
+        to_z = g * f1
+        zx, znu = z[1], z[2]
+        gxx, gxnu, gnunu = g[-3:]
         # The first-order channels meet the curvature twice in xx and nunu, once in xnu.
-        to_x = 2 * gxx * hx + gxnu * hnu
-        to_nu = 2 * gnunu * hnu + gxnu * hx
-        out[1].addcmul_(f2, to_x)
-        out[2].addcmul_(f2, to_nu)
-        slope = (g[1:] * h[1:]).sum(0)
-        out[0].addcmul_(f2, slope).addcmul_(f3, 0.5 * (to_x * hx + to_nu * hnu))
-        return out, out[0].flatten(0, -2).sum(0), None
+        to_x = (2 * gxx * zx).addcmul_(gxnu, znu)
+        to_nu = (2 * gnunu * znu).addcmul_(gxnu, zx)
+        to_z[1].addcmul_(f2, to_x)
+        to_z[2].addcmul_(f2, to_nu)
+        slope = g[1] * zx
+        for a, b in zip(g[2:], z[2:], strict=True):
+            slope.addcmul_(a, b)
+        bend = (to_x * zx).addcmul_(to_nu, znu)
+        to_z[0].addcmul_(f2, slope).addcmul_(f3, bend, value=0.5)
+        rows = to_z.flatten(0, -2)
+        to_h = None
+        if ctx.needs_input_grad[0]:
+            to_h = torch.addmm(g.flatten(0, -2), rows, weight) if ctx.residual else rows @ weight
+            to_h = to_h.view_as(h)
+        to_bias = to_z[0].flatten(0, -2).sum(0)
+        to_weight = (h.flatten(0, -2).T @ rows).T  # far faster this way for few inputs
+        return to_h, to_weight, to_bias, None, None

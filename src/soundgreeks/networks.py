@@ -72,8 +72,8 @@ class MLP(nn.Module):
     def hidden_jet(self, h: Tensor) -> Tensor:
         """Stacked channels of the last hidden layer, (7, ..., width)."""
         for i, layer in enumerate(self.layers[:-1]):
-            out = jets.activation(h @ layer.weight.T, layer.bias, self.activation)
-            h = h + out if self.residual and i > 0 else out
+            residual = self.residual and i > 0
+            h = jets.layer(h, layer.weight, layer.bias, self.activation, residual)
         return h
 
 

@@ -7,6 +7,7 @@ the length p of the embeddings, 128 both is our choice.
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
@@ -196,13 +197,14 @@ class Operator(nn.Module):
 
     def jet(self, x: Tensor, nu: Tensor, tau: Tensor, p: Parameters) -> Jet:
         """u and its six derivatives, in the dtype of the network; no validation."""
-        return self._assemble(jets.coordinates(x, nu, tau), p)
+        return self.on(jets.coordinates(x, nu, tau), p)
 
     def value(self, x: Tensor, nu: Tensor, tau: Tensor, p: Parameters) -> Tensor:
         """u alone, at the cost of one channel; no validation."""
-        return self._assemble((Jet(x), Jet(nu), Jet(tau)), p).value
+        return self.on((Jet(x), Jet(nu), Jet(tau)), p).value
 
-    def _assemble(self, coordinates, p: Parameters) -> Jet:
+    def on(self, coordinates: Sequence[Jet], p: Parameters) -> Jet:
+        """u on jets of (x, nu, tau), with the channels that these carry."""
         n = self.correction(*coordinates, p)
         return ansatz.ANSATZ[self.config.ansatz](n, *coordinates, p)
 

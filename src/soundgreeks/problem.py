@@ -163,7 +163,8 @@ class PricingProblem:
                 self.operator.network, x, nu, tau, p,
                 features=self.operator.features, model=self.model, fixed=fixed,
             )  # fmt: skip
-        return residual.residual(self.operator.jet(x, nu, tau, p), nu, p, self.model)
+        u = self.operator.on(residual.coordinates(x, nu, tau, self.model), p)
+        return residual.short_residual(u, nu, p, self.model)
 
     def parts(self) -> Iterator[dict[str, Tensor]]:
         c = self.config
