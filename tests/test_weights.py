@@ -1,8 +1,10 @@
 """Weights: what is written is read, what is damaged or foreign is refused, ranges are watched."""
 
 import json
+import re
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -199,3 +201,14 @@ def test_a_file_without_networks_is_refused(stored, group, tmp_path):
     weights.write(path, tensors, about)
     with pytest.raises(WeightsError, match="not finite"):
         weights.read_networks(path)
+
+
+def test_the_readme_runs():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    space = {}
+    exec(block, space)
+    exact = heston.call(0.0, 0.04, 0.5, space["p"])
+    torch.testing.assert_close(
+        space["operator"].price(0.0, 0.04, 0.5, space["p"]), exact, rtol=0, atol=1e-4
+    )
