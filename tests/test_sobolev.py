@@ -60,6 +60,17 @@ def test_labels_from_a_network_are_its_derivatives(spots):
         assert torch.allclose(labels.curvature[i], hessian[:2], atol=1e-12)
 
 
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_labels_in_chunks_are_the_labels(basket, spots, order):
+    directions = torch.eye(7, dtype=torch.float64)[:2]
+    whole = sobolev.differentiate(basket.call, spots, order=order, directions=directions)
+    parts = sobolev.distil(basket.call, spots, order=order, directions=directions, chunk=23)
+    for a, b in zip(whole, parts, strict=True):
+        assert (a is None and b is None) or torch.allclose(a, b, atol=1e-12)
+    with pytest.raises(ValueError, match="chunk must be a positive integer, got 0"):
+        sobolev.distil(basket.call, spots, chunk=0)
+
+
 def test_a_linear_function_has_no_curvature(basket, spots):
     for function in (
         basket.level,

@@ -65,6 +65,26 @@ def differentiate(
     return labels if graph else Labels(*(t if t is None else t.detach() for t in labels))
 
 
+def distil(
+    function, x: Tensor, *, order: int = 1, directions: Tensor | None = None, chunk: int = 4096
+) -> Labels:
+    """Labels for many points: `differentiate`, `chunk` rows at a time, to spare memory.
+
+    A large network's labels cost its student nothing during training, and need no paths.
+
+    Raises
+    ------
+    ValueError
+        `chunk` is not a positive integer.
+    """
+    require(isinstance(chunk, int) and chunk > 0, "chunk", chunk, "a positive integer")
+    parts = [
+        differentiate(function, rows, order=order, directions=directions) for rows in x.split(chunk)
+    ]
+    join = (None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True))
+    return Labels(*join)._replace(directions=directions if order > 1 else None)
+
+
 def principal_directions(gradients: Tensor, share: float = 0.95) -> Tensor:
     """The fewest principal components of the gradients (n, d) that hold a share of the variance.
 
