@@ -336,3 +336,37 @@ def test_a_diverging_run_says_where(basket):
 
     with pytest.raises(FloatingPointError, match="step 0"):
         train(basket, sampler=broken, steps=3)
+
+
+@pytest.fixture
+def pair(basket, spots):
+    """Two different networks with one standardisation."""
+    value = basket.call(spots)
+    frame = sobolev.Standardised(mlp(7, 4, 3).double(), spots, value)
+    return [frame, frame.around(mlp(7, 4, 3, seed=1).double())]
+
+
+def test_networks_together_each_see_rows_of_their_own(pair, spots):
+    together = sobolev.Together(pair)
+    expected = torch.cat([pair[0](spots[:32]), pair[1](spots[32:])])
+    assert torch.allclose(together(spots), expected, atol=1e-12)
+    for member, twin in zip(pair, together.members(), strict=True):
+        assert torch.equal(member(spots), twin(spots))
+        assert not any(p.requires_grad for p in twin.parameters())
+    with pytest.raises(ValueError, match="x must be a multiple of the 2 members, got 63"):
+        together(spots[1:])
+    with pytest.raises(ValueError, match="members must be networks of one shape, got 2 shapes"):
+        sobolev.Together([pair[0], pair[0].around(mlp(7, 5, 3).double())])
+
+
+def test_networks_train_together_as_they_would_alone(pair, basket, spots):
+    labels = sobolev.differentiate(basket.call, spots)
+    options = dict(steps=40, lr=0.01, lam=1.0, pilot=64)
+    together = sobolev.Together(pair)
+    twice = tuple(torch.cat([t, t]) for t in labels[:3])
+    sobolev.fit(together, lambda n, generator: twice, batch=128, **options)
+    for alone, member in zip(pair, together.members(), strict=True):
+        before = alone(spots).detach()
+        sobolev.fit(alone, lambda n, generator: labels, batch=64, **options)
+        moved = (alone(spots) - before).abs().max()
+        assert (alone(spots) - member(spots)).abs().max() < 1e-2 * moved

@@ -133,7 +133,7 @@ class Standardised(nn.Module):
 
 
 class Together(nn.Module):
-    """Networks of one shape side by side, trained by one `fit` for little more than the price of one.
+    """Networks of one shape side by side: one `fit` trains all, at little more than one's price.
 
     The first n of m n rows go to the first member, and so on: members see samples of their own.
     Their losses are averaged, so each member's gradient is its own over m, and Adam, which takes
