@@ -161,9 +161,10 @@ class Together(nn.Module):
         """(m n, d) -> (m n,)"""
         frame, m = self.frame[0], len(self.stacks[0])
         require(len(x) % m == 0, "x", len(x), f"a multiple of the {m} members")
-        act, h = frame.network[1], ((x - frame.x_mean) / frame.x_std).view(m, -1, x.shape[1])
-        for k in range(0, len(self.stacks), 2):
-            h = torch.baddbmm(self.stacks[k + 1][:, None], act(h) if k else h, self.stacks[k].mT)
+        act, h = frame.network[1], ((x - frame.x_mean) / frame.x_std).view(m, -1, x.shape[1]).mT
+        for k in range(0, len(self.stacks), 2):  # columns are samples: long rows run fastest
+            bias = self.stacks[k + 1][..., None]
+            h = torch.baddbmm(bias, self.stacks[k], act(h) if k else h.contiguous())
         return (frame.y_mean + frame.y_std * h).reshape(len(x))
 
     @torch.no_grad()
