@@ -22,7 +22,7 @@ KEEP = [3, 3, 1, 2, 2, 2]
 LARGE = dict(steps=4000, batch=1024, lr=3e-3, decay=1e-4)
 BETWEEN = dict(steps=200, lr=0.01, decay=1e-3)  # retraining after each removal
 LAST = dict(steps=6000, lr=0.03)  # of the pruned network, before fine-tuning
-TUNE = dict(steps=6000, batch=1024, lr=0.05, lam=30.0)
+TUNE = dict(steps=6000, batch=2048, lr=0.05, lam=30.0)
 
 
 def main() -> None:
