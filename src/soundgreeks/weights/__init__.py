@@ -113,8 +113,8 @@ def save(operator: Operator, path: Path | str, provenance: dict) -> None:
 
 
 def load(name: Path | str, *, dtype: torch.dtype = torch.float64) -> Operator:
-    """The operator `name`: "deepsvm" (as printed), "paper_anchor" (the same, on the Black-Scholes
-    anchor), "sound" (implied variance, similarity coordinates), or a path.
+    """The operator `name`: "deepsvm" (as printed), "paper_anchor" and "paper_implied" (the same
+    but for the ansatz), "sound" (implied variance, similarity coordinates), or a path.
 
     Returns
     -------
