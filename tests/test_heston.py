@@ -308,7 +308,7 @@ def test_limit_of_no_time(point, p):
     for tau in (1e-4, 1e-8, 1e-12):
         # the time value is at most that of Black-Scholes, about .4 sqrt(w), plus the interest
         bound = math.sqrt(float(heston.expected_variance(nu, tau, p))) * math.exp(max(x, 0)) + tau
-        slack = 1e-13 * math.exp(max(x, 0))  # rounding: 2e-14 seen
+        slack = 1e-13  # the pricer is off by 2e-14 at places so far outside Table I
         assert -slack <= float(heston.call(x, nu, tau, p)) - payoff <= bound + slack
 
 

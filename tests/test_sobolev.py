@@ -357,6 +357,9 @@ def test_networks_together_each_see_rows_of_their_own(pair, spots):
         together(spots[1:])
     with pytest.raises(ValueError, match="members must be networks of one shape, got 2 shapes"):
         sobolev.Together([pair[0], pair[0].around(mlp(7, 5, 3).double())])
+    other = sobolev.Standardised(mlp(7, 4, 3).double(), 2 * spots, spots[:, 0])
+    with pytest.raises(ValueError, match="members must be alike in their standardisation"):
+        sobolev.Together([pair[0], other])
 
 
 def test_networks_train_together_as_they_would_alone(pair, basket, spots):

@@ -64,13 +64,13 @@ class MLP(nn.Module):
         return self.jet(h[None])[0]
 
     def jet(self, h: Tensor) -> Tensor:
-        """Stacked channels (7, ..., n_in) -> (7, ..., n_out)."""
+        """Stacked channels (channels, ..., n_in) -> (channels, ..., n_out)."""
         last = self.layers[-1]
         out = self.hidden_jet(h) @ last.weight.T
         return torch.cat([out[:1] + last.bias, out[1:]])  # a constant has no derivatives
 
     def hidden_jet(self, h: Tensor) -> Tensor:
-        """Stacked channels of the last hidden layer, (7, ..., width)."""
+        """Stacked channels of the last hidden layer, (channels, ..., width)."""
         for i, layer in enumerate(self.layers[:-1]):
             residual = self.residual and i > 0
             h = jets.layer(h, layer.weight, layer.bias, self.activation, residual)
@@ -126,14 +126,14 @@ class DeepONet(nn.Module):
         return self.branch(self.branch_scale(mu)) * self.scale
 
     def basis(self, coordinates: Sequence[Jet]) -> Tensor:
-        """Trunk: jets of the coordinates -> stacked channels (7, ..., latent), or (1, ...)."""
+        """Trunk: jets of the coordinates -> stacked channels (channels, ..., latent)."""
         return self.trunk.jet(self.trunk_scale.jet(jets.stack(coordinates)))
 
     def split(self, mu: Tensor, coordinates: Sequence[Jet]) -> tuple[Tensor, Tensor, Tensor]:
         """N = <b W, h> + <b, c> with the trunk's last layer t = W h + c moved to the branch.
 
         Where there are fewer parameter vectors than channels of points, that is cheaper. Returns
-        b W (..., width), the jet of h (7, ..., width) and <b, c> (...).
+        b W (..., width), the jet of h (channels, ..., width) and <b, c> (...).
         """
         b, last = self.embed(mu), self.trunk.layers[-1]
         h = self.trunk.hidden_jet(self.trunk_scale.jet(jets.stack(coordinates)))

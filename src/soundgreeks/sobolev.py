@@ -146,13 +146,17 @@ class Together(nn.Module):
     Raises
     ------
     ValueError
-        No member, or members of different shapes; inputs whose number is no multiple of theirs.
+        No member, or members of different shapes or standardisations; inputs whose number is no
+        multiple of theirs.
     """
 
     def __init__(self, members):
         super().__init__()
         shapes = {tuple(p.shape for p in m.parameters()) for m in members}
         require(len(shapes) == 1, "members", f"{len(shapes)} shapes", "networks of one shape")
+        frames = [dict(m.named_buffers(recurse=False)) for m in members]
+        same = all(torch.equal(f[k], v) for f in frames for k, v in frames[0].items())
+        require(same, "members", f"{len(frames)} networks", "alike in their standardisation")
         self.frame = [members[0]]  # in a list, so that its parameters are not ours
         parts = zip(*(m.network.parameters() for m in members), strict=True)
         self.stacks = nn.ParameterList(torch.stack([p.detach() for p in ps]) for ps in parts)
