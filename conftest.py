@@ -1,6 +1,6 @@
 """nbval compares what a checked cell shows, not the values it keeps for the prose."""
 
-from soundgreeks.reference import GLUE
+from soundgreeks.book.reference import GLUE
 
 
 def pytest_itemcollected(item):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from soundgreeks import sobolev, weights
-from soundgreeks.bachelier import Basket
+from soundgreeks.models.bachelier import Basket
 
 SIZES = (1, 64, 4096, 65_536)
 

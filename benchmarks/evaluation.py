@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from soundgreeks import collocation, heston, weights
-from soundgreeks.heston import Greeks
+from soundgreeks.models.heston import Greeks
 
 SIZES = (1, 1_000, 1_000_000)
 _FEW = 2_000

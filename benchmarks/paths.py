@@ -8,8 +8,8 @@ import time
 
 import torch
 
-from soundgreeks.bachelier import Basket
-from soundgreeks.paths import SCHEMES, pathwise
+from soundgreeks.models.bachelier import Basket
+from soundgreeks.models.paths import SCHEMES, pathwise
 
 N = 1_000_000
 

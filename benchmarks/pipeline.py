@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from soundgreeks import networks, significance, sobolev
-from soundgreeks.bachelier import Basket
-from soundgreeks.intervals import Interval
+from soundgreeks.arithmetic.intervals import Interval
+from soundgreeks.models.bachelier import Basket
 
 KEEP = [3, 3, 1, 2, 2, 2]
 LARGE = dict(steps=4000, batch=1024, lr=3e-3, decay=1e-4)

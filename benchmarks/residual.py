@@ -36,7 +36,7 @@ os.environ.setdefault("DDE_BACKEND", "pytorch")
 
 import torch
 
-from soundgreeks import collocation, heston, residual
+from soundgreeks import collocation, equation, heston
 from soundgreeks.operators import Config, Operator
 
 METHODS = (
@@ -65,19 +65,19 @@ def jets_step(n: int):
     operator, q = operator_for("printed"), points_for(n, aligned=False)
 
     def step():
-        u = operator.on(residual.coordinates(q.x, q.nu, q.tau), q.p)
-        return mean_square(residual.short_residual(u, q.nu, q.p))
+        u = operator.on(equation.coordinates(q.x, q.nu, q.tau), q.p)
+        return mean_square(equation.short_residual(u, q.nu, q.p))
 
     return operator, [step]
 
 
 def bilinear_step(n: int, fresh: bool):
     operator, q = operator_for("anchor"), points_for(n, aligned=False)
-    fixed = None if fresh else residual.anchor_residual(q.x, q.nu, q.tau, q.p)
+    fixed = None if fresh else equation.anchor_residual(q.x, q.nu, q.tau, q.p)
 
     def step():
         return mean_square(
-            residual.bilinear_residual(operator.network, q.x, q.nu, q.tau, q.p, fixed=fixed)
+            equation.bilinear_residual(operator.network, q.x, q.nu, q.tau, q.p, fixed=fixed)
         )
 
     return operator, [step]
@@ -97,7 +97,7 @@ def nested_step(n: int):
         jet = SimpleNamespace(
             value=u, x=ux, nu=unu, tau=d(u, tau), xx=d(ux, x), xnu=d(ux, nu), nunu=d(unu, nu)
         )
-        return mean_square(residual.residual(jet, nu, q.p)) * (len(nu) / n)
+        return mean_square(equation.residual(jet, nu, q.p)) * (len(nu) / n)
 
     return operator, [lambda q=q: step(q) for q in every.chunks(16_384)]
 
@@ -110,7 +110,7 @@ def deepxde_step(n: int, ansatz: str, fresh: bool = False):
     operator, q = operator_for(ansatz), points_for(n, aligned=False)
     ours, p = operator.network, q.p
     fixed = (
-        residual.anchor_residual(q.x, q.nu, q.tau, p) if ansatz == "anchor" and not fresh else 0.0
+        equation.anchor_residual(q.x, q.nu, q.tau, p) if ansatz == "anchor" and not fresh else 0.0
     )
 
     class Trunk(torch.nn.Module):
@@ -138,16 +138,16 @@ def deepxde_step(n: int, ansatz: str, fresh: bool = False):
 
     net.apply_output_transform(transform)
 
-    def equation(zcs, u, _):
+    def pde(zcs, u, _):
         grad = LazyGrad(zcs, u)
         orders = dict(
             x=(1, 0, 0), nu=(0, 1, 0), tau=(0, 0, 1), xx=(2, 0, 0), xnu=(1, 1, 0), nunu=(0, 2, 0)
         )
         jet = SimpleNamespace(value=u, **{k: grad.compute(v) for k, v in orders.items()})
-        return residual.residual(jet, q.nu, p) + fixed
+        return equation.residual(jet, q.nu, p) + fixed
 
     data = PDEOperatorCartesianProd.__new__(PDEOperatorCartesianProd)  # our points, not its own
-    data.pde = SimpleNamespace(pde=equation, num_bcs=[], bcs=[])
+    data.pde = SimpleNamespace(pde=pde, num_bcs=[], bcs=[])
     data.num_func, data.batch_size = len(p.kappa), None
     inputs = p.stack()[:, 0], torch.stack([q.x, q.nu, q.tau], dim=-1)
     model = Model(data, net)

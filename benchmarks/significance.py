@@ -19,7 +19,7 @@ from mpmath import iv
 from torch import nn
 
 from soundgreeks import significance
-from soundgreeks.intervals import Interval
+from soundgreeks.arithmetic.intervals import Interval
 
 
 def best(function, repeats=5):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from soundgreeks import ansatz, collocation, heston, jets
-from soundgreeks.jets import Jet
+from soundgreeks.arithmetic.jets import Jet
 from soundgreeks.operators import PRESETS, Operator
 
 F64 = torch.float64

@@ -10,7 +10,7 @@ from torch.autograd import grad, gradcheck
 from torch.autograd.functional import hessian
 
 from soundgreeks import bachelier, heston, paths
-from soundgreeks.bachelier import Basket
+from soundgreeks.models.bachelier import Basket
 
 
 def seeded(seed=0):

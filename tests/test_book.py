@@ -8,7 +8,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_output
 
-from soundgreeks import reference, runner
+from soundgreeks.book import reference, runner
 
 ROOT = runner.find_root()
 CHAPTERS = runner.chapters(ROOT / "book")

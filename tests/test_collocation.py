@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from soundgreeks import collocation, heston
-from soundgreeks.collocation import Points
-from soundgreeks.heston import TABLE_I
+from soundgreeks.models.heston import TABLE_I
+from soundgreeks.operators.collocation import Points
 
 F64 = torch.float64
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from soundgreeks import evaluation, heston
-from soundgreeks.heston import Greeks
+from soundgreeks.models.heston import Greeks
 
 F64 = torch.float64
 

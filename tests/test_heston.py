@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracles import quantlib_heston, quantlib_heston_many
 
 from soundgreeks import heston
-from soundgreeks.heston import TABLE_I, Parameters
+from soundgreeks.models.heston import TABLE_I, Parameters
 
 F64 = torch.float64
 

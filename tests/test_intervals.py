@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from soundgreeks import intervals
-from soundgreeks.intervals import Interval, functions
+from soundgreeks.arithmetic.intervals import Interval, functions
 
 POINTS, PER_POINT = 250_000, 4  # a million float64 cases a function, and half a million float32
 INF = math.inf

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from soundgreeks import collocation, jets
-from soundgreeks.ansatz import ANSATZ
-from soundgreeks.jets import Jet
+from soundgreeks.arithmetic.jets import Jet
 from soundgreeks.operators import PRESETS, Operator
+from soundgreeks.operators.ansatz import ANSATZ
 
 F64 = torch.float64
 

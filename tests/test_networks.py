@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from soundgreeks import jets
-from soundgreeks.networks import MLP, DeepONet, plain
+from soundgreeks.operators.networks import MLP, DeepONet, plain
 
 F64 = torch.float64
 

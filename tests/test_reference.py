@@ -8,8 +8,8 @@ import sys
 import nbformat
 import pytest
 
-from soundgreeks import reference, runner
-from soundgreeks.reference import Disagreement, Reference, check, parse
+from soundgreeks.book import reference, runner
+from soundgreeks.book.reference import Disagreement, Reference, check, parse
 
 CODE = nbformat.v4.new_code_cell
 TABLE = '[a.b]\nwhat = "x"\nvalue = 1.0\ntolerance = 0.1\nsource = "s"\n'
@@ -77,12 +77,12 @@ def executed(tmp_path_factory):
         cells=[
             CODE('profile = "read"\ndevice = "auto"\nseed = 0', metadata={"tags": ["parameters"]}),
             CODE(
-                "import random\nfrom soundgreeks.reference import check, glue\n"
+                "import random\nfrom soundgreeks.book import check, glue\n"
                 "share = 0.5179 + 1e-5 * random.random()\n"
                 'glue("share", check("heston.feller_share", share))',
                 metadata={"tags": ["nbval-check-output"]},
             ),
-            CODE("from soundgreeks.chapter import end\nend()"),
+            CODE("from soundgreeks.book.chapter import end\nend()"),
         ]
     )
     nbformat.write(book, folder / "raw.ipynb")

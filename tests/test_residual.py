@@ -6,10 +6,10 @@ import pytest
 import torch
 from test_jets import nested
 
-from soundgreeks import collocation, heston, residual
-from soundgreeks.jets import Jet
+from soundgreeks import collocation, equation, heston
+from soundgreeks.arithmetic.jets import Jet
 from soundgreeks.operators import PRESETS, Operator
-from soundgreeks.residual import GARCH, HESTON, StochasticVolatility
+from soundgreeks.operators.equation import GARCH, HESTON, StochasticVolatility
 
 F64 = torch.float64
 
@@ -29,14 +29,14 @@ def draw(size, seed=0, **domain):
 def test_the_true_price_solves_the_equation():
     points = draw(200)
     u = Jet(*heston.derivatives(points.x, points.nu, points.tau, points.p))
-    assert residual.residual(u, points.nu, points.p).abs().max() < 1e-9
+    assert equation.residual(u, points.nu, points.p).abs().max() < 1e-9
 
 
 def test_black_scholes_solves_it_without_volatility_of_variance():
     points = draw(200, seed=1)
     p = points.p
     p = heston.Parameters(p.kappa, p.theta, torch.zeros_like(p.sigma), p.rho, p.r)
-    assert residual.anchor_residual(points.x, points.nu, points.tau, p).abs().max() < 1e-11
+    assert equation.anchor_residual(points.x, points.nu, points.tau, p).abs().max() < 1e-11
 
 
 def test_intrinsic_value_solves_the_equation_off_its_kink():
@@ -49,7 +49,7 @@ def test_intrinsic_value_solves_the_equation_off_its_kink():
         inside * (e - discount), inside * e, zero, inside * points.p.r * discount, inside * e,
         zero, zero,
     )  # fmt: skip
-    assert residual.residual(u, points.nu, points.p).abs().max() < 1e-14
+    assert equation.residual(u, points.nu, points.p).abs().max() < 1e-14
 
 
 @pytest.mark.parametrize("model", [HESTON, GARCH, THREE_HALVES])
@@ -68,7 +68,7 @@ def test_another_model_is_another_set_of_coefficients(model):
         (p.r - nu / 2) * u.x + nu / 2 * u.xx + p.rho * nu.sqrt() * vol * u.xnu
         + vol**2 / 2 * u.nunu + drift * u.nu - p.r * u.value
     )  # fmt: skip
-    found = residual.residual(operator.jet(x, nu, tau, p), nu, p, model)
+    found = equation.residual(operator.jet(x, nu, tau, p), nu, p, model)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
@@ -85,10 +85,10 @@ def test_six_channels_do(model, ansatz, nu):
     def gradient(r):
         return torch.autograd.grad((r * r).sum(), list(operator.parameters()))
 
-    seven = residual.residual(operator.jet(x, nu, tau, p), nu, p, model)
-    u = operator.on(residual.coordinates(x, nu, tau, model), p)
+    seven = equation.residual(operator.jet(x, nu, tau, p), nu, p, model)
+    u = operator.on(equation.coordinates(x, nu, tau, model), p)
     assert u.tau is 0  # noqa: F632  (the integer stands for a channel that is absent)
-    six = residual.short_residual(u, nu, p, model)
+    six = equation.short_residual(u, nu, p, model)
     torch.testing.assert_close(six, seven, rtol=0, atol=1e-10)
     for a, b in zip(gradient(six), gradient(seven), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
@@ -105,8 +105,8 @@ def test_bilinear_form_equals_jets(model, features):
     def gradient(r):
         return torch.autograd.grad((r * r).sum(), list(operator.parameters()))
 
-    by_jets = residual.residual(operator.jet(x, nu, tau, p), nu, p, model)
-    bilinear = residual.bilinear_residual(
+    by_jets = equation.residual(operator.jet(x, nu, tau, p), nu, p, model)
+    bilinear = equation.bilinear_residual(
         operator.network, x, nu, tau, p, features=operator.features, model=model
     )
     torch.testing.assert_close(bilinear, by_jets, rtol=0, atol=1e-10)
@@ -116,9 +116,9 @@ def test_bilinear_form_equals_jets(model, features):
 
 def test_losses():
     r = torch.tensor([1.0, -2.0])
-    assert residual.physics_loss(r, 0.1).item() == pytest.approx((1 + 4) / 2 + 0.1 * (1 + 16) / 2)
+    assert equation.physics_loss(r, 0.1).item() == pytest.approx((1 + 4) / 2 + 0.1 * (1 + 16) / 2)
     x, tau = torch.tensor([-2.0, 2.0], dtype=F64), torch.tensor([0.5, 0.5], dtype=F64)
     exact = torch.tensor([0.0, float(torch.exp(x[1]) - torch.exp(-0.04 * tau[1]))], dtype=F64)
     rate = torch.tensor(0.04, dtype=F64)
-    assert residual.boundary_loss(exact, x, tau, rate).item() == 0
-    assert residual.boundary_loss(exact + 0.1, x, tau, rate).item() == pytest.approx(0.01)
+    assert equation.boundary_loss(exact, x, tau, rate).item() == 0
+    assert equation.boundary_loss(exact + 0.1, x, tau, rate).item() == pytest.approx(0.01)

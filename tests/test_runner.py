@@ -11,7 +11,7 @@ import nbformat
 import psutil
 import pytest
 
-from soundgreeks import chapter, cli, runner
+from soundgreeks.book import chapter, cli, runner
 
 CODE = nbformat.v4.new_code_cell
 PARAMETERS = 'profile = "read"\ndevice = "auto"\nseed = 0'
@@ -21,7 +21,7 @@ def notebook(*cells: str, checked: bool = False) -> nbformat.NotebookNode:
     """A small chapter: parameters, the given cells, the sentinel."""
     tagged = CODE(PARAMETERS, metadata={"tags": ["parameters"]})
     check = CODE(
-        "from soundgreeks.reference import check\ncheck('heston.feller_share', 0.5179);",
+        "from soundgreeks.book.reference import check\ncheck('heston.feller_share', 0.5179);",
         metadata={"tags": ["nbval-check-output"]},
     )
     body = [check] * checked + [CODE(source) for source in cells]
@@ -50,7 +50,7 @@ def project(tmp_path, monkeypatch):
 
 
 def soundgreeks(*arguments, **options):
-    command = [sys.executable, "-m", "soundgreeks.cli", *arguments]
+    command = [sys.executable, "-m", "soundgreeks", *arguments]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )

@@ -6,8 +6,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from soundgreeks import significance
-from soundgreeks.intervals import ACTIVATIONS, Interval, forward, trace
-from soundgreeks.significance import COMPENSATIONS
+from soundgreeks.arithmetic.intervals import ACTIVATIONS, Interval, forward, trace
+from soundgreeks.pruning.significance import COMPENSATIONS
 
 
 def mlp(*sizes, activation=nn.SiLU, dtype=torch.float64, seed=0):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from soundgreeks import bachelier, sobolev
-from soundgreeks.sobolev import Labels
+from soundgreeks.pruning.sobolev import Labels
 
 
 def seeded(seed=0):

@@ -13,7 +13,7 @@ import torch
 
 from soundgreeks import training
 from soundgreeks.operators import PRESETS, Config, Operator
-from soundgreeks.problem import PricingProblem, train_operator
+from soundgreeks.operators.problem import PricingProblem, train_operator
 from soundgreeks.training import Phase, train
 
 SMOKE = replace(
@@ -37,7 +37,7 @@ def one_thread():
 KILLED = """
 import os, signal, sys, torch
 from test_training import SMOKE
-from soundgreeks.problem import PricingProblem, train_operator
+from soundgreeks.operators.problem import PricingProblem, train_operator
 torch.set_num_threads(1)
 class Dying(PricingProblem):
     left = 3
@@ -49,8 +49,8 @@ class Dying(PricingProblem):
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         yield from super().parts()
-import soundgreeks.problem
-soundgreeks.problem.PricingProblem = Dying
+import soundgreeks.operators.problem
+soundgreeks.operators.problem.PricingProblem = Dying
 train_operator(SMOKE, sys.argv[1], checkpoint_every=4, log_every=2)
 """
 

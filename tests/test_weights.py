@@ -11,7 +11,7 @@ import torch
 
 from soundgreeks import evaluation, heston, networks, weights
 from soundgreeks.operators import PRESETS, Operator
-from soundgreeks.sobolev import Standardised
+from soundgreeks.pruning.sobolev import Standardised
 from soundgreeks.weights import WeightsError
 
 F64 = torch.float64

@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 from sphinx.util.docutils import SphinxDirective
 
-from soundgreeks import reference, runner
+from soundgreeks.book import reference, runner
 
 
 def scoreboard(book: Path) -> list[list[str]]:

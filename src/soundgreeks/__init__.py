@@ -1,3 +1,22 @@
-"""Sound Greeks: surrogates whose derivatives you can trust."""
+"""Sound Greeks: surrogates whose derivatives you can trust. The table of contents."""
+
+from . import operators, training, weights
+from .arithmetic import Interval, Jet, intervals, jets
+from .models import bachelier, black_scholes, heston, paths
+from .operators import ansatz, collocation, equation, evaluation, networks
+from .pruning import significance, sobolev
 
 __version__ = "0.1.0"
+
+__all__ = [
+    # what is priced
+    "bachelier", "black_scholes", "heston", "paths",
+    # numbers that carry derivatives or bounds
+    "Interval", "Jet", "intervals", "jets",
+    # networks that solve pricing equations
+    "ansatz", "collocation", "equation", "evaluation", "networks", "operators", "training",
+    # small networks
+    "significance", "sobolev",
+    # trained networks
+    "weights",
+]  # fmt: skip

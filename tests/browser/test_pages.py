@@ -12,7 +12,7 @@ import threading
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from soundgreeks import runner
+from soundgreeks.book import runner
 
 ROOT = runner.find_root()
 HTML = ROOT / "build/book/_build/html"

@@ -16,11 +16,10 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from .. import networks
 from .._validate import require
-from ..intervals.networks import ACTIVATIONS, layers_of
-from ..operators import Config, Operator
-from ..sobolev import Standardised
+from ..arithmetic.intervals.networks import ACTIVATIONS, layers_of
+from ..operators import Config, Operator, networks
+from ..pruning.sobolev import Standardised
 
 SHIPPED = Path(__file__).parent
 _FORMAT = "soundgreeks/1"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import nbformat
 
-from ._validate import require
+from .._validate import require
 from .chapter import SENTINEL, validate
 from .reference import GLUE
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._validate import floating, require
+from .._validate import floating, require
 
 _SQRT_2PI = math.sqrt(2 * math.pi)
 

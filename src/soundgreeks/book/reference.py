@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from ._validate import require
+from .._validate import require
 
 KINDS = {"equal": "=", "at most": "<=", "at least": ">="}
 GLUE = "application/papermill.record/"  # the prefix myst-nb gives to what it keeps for prose
@@ -109,7 +109,7 @@ def parse(text: str) -> dict[str, Reference]:
 @cache
 def load() -> dict[str, Reference]:
     """All reference numbers of the book, by key, in the order of ``reference.toml``."""
-    return parse(files("soundgreeks").joinpath("reference.toml").read_text("utf-8"))
+    return parse(files(__package__).joinpath("reference.toml").read_text("utf-8"))
 
 
 def check(key: str, value) -> float:

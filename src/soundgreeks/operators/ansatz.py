@@ -23,9 +23,10 @@ from collections.abc import Callable
 
 import torch
 
-from . import black_scholes, jets
-from .heston import Parameters
-from .jets import Jet
+from ..arithmetic import jets
+from ..arithmetic.jets import Jet
+from ..models import black_scholes
+from ..models.heston import Parameters
 
 SMOOTHING_WIDTH = 0.05
 

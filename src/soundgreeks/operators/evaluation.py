@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import black_scholes, heston
-from ._validate import require
+from .._validate import require
+from ..models import black_scholes, heston
+from ..models.heston import TABLE_I, Parameters
 from .collocation import parameters_near_feller
-from .heston import TABLE_I, Parameters
 
 TAU_LOW = 0.005
 """Shortest maturity evaluated: at tau = 0 every ansatz is exact or not differentiable."""

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._validate import floating, require
 from . import paths
-from ._validate import floating, require
 
 
 class Greeks(NamedTuple):

@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import collocation, residual
+from ..training import Phase, train
+from . import collocation, equation
 from .collocation import Points
-from .operators import Config, Operator
-from .residual import HESTON, StochasticVolatility
-from .training import Phase, train
+from .equation import HESTON, StochasticVolatility
+from .operator import Config, Operator
 
 _EDGES = ("boundary", "more boundary")
 
@@ -147,7 +147,7 @@ class PricingProblem:
         """The part of a linear ansatz's residual that the weights do not change."""
         if not self._linear(points):
             return None
-        return residual.anchor_residual(points.x, points.nu, points.tau, points.p, model=self.model)
+        return equation.anchor_residual(points.x, points.nu, points.tau, points.p, model=self.model)
 
     def _linear(self, points: Points) -> bool:
         c = self.operator.config
@@ -159,12 +159,12 @@ class PricingProblem:
         """Eq. 5 at every point, (P,) or (M, P): bilinear where the ansatz allows, else by jets."""
         x, nu, tau, p = points.x, points.nu, points.tau, points.p
         if self._linear(points):
-            return residual.bilinear_residual(
+            return equation.bilinear_residual(
                 self.operator.network, x, nu, tau, p,
                 features=self.operator.features, model=self.model, fixed=fixed,
             )  # fmt: skip
-        u = self.operator.on(residual.coordinates(x, nu, tau, self.model), p)
-        return residual.short_residual(u, nu, p, self.model)
+        u = self.operator.on(equation.coordinates(x, nu, tau, self.model), p)
+        return equation.short_residual(u, nu, p, self.model)
 
     def parts(self) -> Iterator[dict[str, Tensor]]:
         c = self.config
@@ -172,13 +172,13 @@ class PricingProblem:
             pieces = self._pieces.get(name, ())
             count = sum(piece.count for piece, _ in pieces)
             for piece, fixed in pieces:
-                loss = residual.physics_loss(self.residual(piece, fixed), c.lambda_max)
+                loss = equation.physics_loss(self.residual(piece, fixed), c.lambda_max)
                 yield {name: weight * (piece.count / count) * loss}
         edges = [piece for name in _EDGES for piece, _ in self._pieces.get(name, ())]
         count = sum(piece.count for piece in edges)
         for b in edges:
             u = self.operator.value(b.x, b.nu, b.tau, b.p)
-            loss = residual.boundary_loss(u, b.x, b.tau, b.p.r)
+            loss = equation.boundary_loss(u, b.x, b.tau, b.p.r)
             yield {"boundary": c.lambda_boundary * (b.count / count) * loss}
 
     @torch.no_grad()

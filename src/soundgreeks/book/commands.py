@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from . import evaluation, weights
-from .operators import PRESETS
-from .problem import train_operator
+from .. import weights
+from ..operators import PRESETS, evaluation, train_operator
 
 
 def add_commands(subparsers) -> None:

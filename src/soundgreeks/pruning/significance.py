@@ -14,9 +14,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from . import intervals
-from ._validate import require
-from .intervals import Interval, layers_of, trace
+from .._validate import require
+from ..arithmetic import intervals
+from ..arithmetic.intervals import Interval, layers_of, trace
 
 COMPENSATIONS = ("midpoint", "averaged", "mean", "none")
 CHUNK = 256  # boxes analysed at a time: their intermediates fit into a core's cache

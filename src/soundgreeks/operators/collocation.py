@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ._validate import require
-from .heston import TABLE_I, Parameters, sample_parameters
+from .._validate import require
+from ..models.heston import TABLE_I, Parameters, sample_parameters
 
 
 def tanh_map(u: Tensor, low: float, high: float, alpha: float = 2.0) -> Tensor:

@@ -2,8 +2,8 @@
 
 import torch
 
+from .._validate import require
 from . import reference
-from ._validate import require
 
 PROFILES = ("read", "smoke", "full")
 """`read` loads shipped weights, `smoke` trains at toy size, `full` trains from scratch."""

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import jets
+from ..arithmetic import jets
+from ..arithmetic.jets import Jet
+from ..models.heston import Parameters
 from .ansatz import anchor, plain_features
-from .heston import Parameters
-from .jets import Jet
 from .networks import DeepONet
 
 Terms = Sequence[tuple[Tensor | float, Tensor | float]]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._validate import floating, require
+from .._validate import floating, require
 
 TABLE_I = {
     "kappa": (0.5, 3.0),

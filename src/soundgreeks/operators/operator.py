@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 import torch
 from torch import Tensor, nn
 
-from . import ansatz, jets
-from ._validate import floating, require
-from .heston import TABLE_I, Greeks, Parameters
-from .jets import Jet
+from .._validate import floating, require
+from ..arithmetic import jets
+from ..arithmetic.jets import Jet
+from ..models.heston import TABLE_I, Greeks, Parameters
+from ..training import Phase
+from . import ansatz
 from .networks import MLP, DeepONet
-from .training import Phase
 
 _BRANCH = ("kappa", "theta", "sigma", "rho", "r")
 _COORDINATES = ("x", "nu", "tau")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._validate import require
+from .._validate import require
 
 
 class Labels(NamedTuple):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .._validate import require
+from ..._validate import require
 from . import functions as f
 from .arithmetic import Interval, interval
 

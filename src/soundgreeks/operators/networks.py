@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from . import jets
-from ._validate import require
-from .jets import Jet
+from .._validate import require
+from ..arithmetic import jets
+from ..arithmetic.jets import Jet
 
 
 def plain(*sizes: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:

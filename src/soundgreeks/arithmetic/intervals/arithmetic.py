@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from .._validate import floating, require
+from ..._validate import floating, require
 
 INF = math.inf
 LARGEST = torch.finfo(torch.float64).max

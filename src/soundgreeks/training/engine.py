@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ._validate import require
+from .._validate import require
 
 OPTIMIZERS = ("adam", "soap", "lbfgs")
 _LBFGS_UNIT = 20  # L-BFGS iterations between checkpoints, log lines and changes of the points

@@ -1,0 +1,20 @@
+"""Networks that solve pricing equations."""
+
+from . import ansatz, collocation, equation, evaluation, networks
+from .collocation import Points
+from .operator import PRESETS, Config, Operator
+from .problem import PricingProblem, train_operator
+
+__all__ = [
+    "PRESETS",
+    "Config",
+    "Operator",
+    "Points",
+    "PricingProblem",
+    "ansatz",
+    "collocation",
+    "equation",
+    "evaluation",
+    "networks",
+    "train_operator",
+]
