@@ -455,6 +455,7 @@ BAD = [
     (lambda: Interval(0.0).to(torch.int32), ValueError, "dtype"),
     (lambda: intervals.split(Interval(torch.zeros(2)), 3), ValueError, "cells"),
     (lambda: intervals.split(Interval(0.0, INF), 2), ValueError, "box"),
+    (lambda: Interval(torch.zeros(2)) == torch.zeros(3), ValueError, "broadcast"),
     (lambda: intervals.trace(nn.Linear(2, 1), Interval(torch.zeros(2))), TypeError, "Sequential"),
     (lambda: intervals.trace(mlp(2, 3, 1), Interval(torch.zeros(3))), ValueError, "box"),
 ]
@@ -474,6 +475,22 @@ def test_tensors_and_numbers_are_points():
         assert isinstance(y, Interval) and y.dtype == torch.float32
     assert (torch.eye(2) @ box.reshape(2, 1)).contains(torch.tensor([[1.0], [2.0]])).all()
     assert (box + 0.1).contains(torch.tensor([1.1, 2.1])).all()
+
+
+def test_equality_is_of_sets_entry_by_entry():
+    box = Interval(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 4.0]))
+    other = Interval(torch.tensor([1.0, 2.0, 0.0]).double(), torch.tensor([2.0, 2.0, 4.0]).double())
+    assert (box == other).tolist() == [True, True, False]
+    assert (box != other).tolist() == [False, False, True]
+    assert (Interval(1.0, 2.0) == box).tolist() == [True, False, False]
+    t = torch.tensor([1.0, 2.0, 4.0])
+    for equal in (box == t, t == box, box == 2, 2.0 == box):
+        assert equal.tolist() == [False, True, False]
+    assert (t != box).tolist() == [True, False, True]
+    assert Interval.empty() == Interval.empty() and Interval.empty() != Interval(0.0)
+    assert Interval(0.1) != Interval(torch.tensor(0.1))  # 0.1 in float32 is another number
+    assert box is not None and box != "box" and not box == "box"
+    assert isinstance(intervals.trace(mlp(1, 1), Interval(t[:1])) == 0, bool)
 
 
 # Networks ---------------------------------------------------------------------------------------
@@ -521,6 +538,83 @@ def test_network_values_and_adjoints_contain_the_truth(activation, dtype):
     assert (y.width[:10] < (1e-6 if dtype == torch.float32 else 1e-13)).all() or (
         activation is nn.ReLU
     )
+
+
+def test_softplus_is_enclosed_on_both_sides_of_its_threshold():
+    """Above 20 torch's module is a line below the smooth function; the enclosure holds both."""
+    network = mlp(1, 1, 1, activation=nn.Softplus, dtype=torch.float64).requires_grad_(False)
+    for p, value in zip(network.parameters(), (1.0, 0.0, 1.0, 0.0), strict=True):
+        p.fill_(value)
+    for lo, hi in ((20.5, 20.5), (19.0, 21.0), (25.0, 30.0), (0.0, 50.0), (20.0, 20.0)):
+        x = torch.linspace(lo, hi, 401, dtype=torch.float64)[:, None].requires_grad_()
+        module, smooth = network(x), torch.log1p(x.exp())
+        t = intervals.trace(network, Interval(x.new_tensor([lo]), x.new_tensor([hi])))
+        assert t.k[-1].contains(module).all() and t.k[-1].contains(smooth).all()
+        for y in (module, smooth):
+            (slope,) = torch.autograd.grad(y.sum(), x)
+            assert t.n_bar[0].contains(slope).all()
+    assert t.k[-1].width < 50.1
+
+
+class Shifted(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) + 1.0
+
+
+class Steep(nn.SiLU):
+    def forward(self, x):
+        return 2.0 * super().forward(x)
+
+
+class Skipping(nn.Sequential):
+    def forward(self, x):
+        return x[..., :1] + super().forward(x)
+
+
+def test_what_is_not_known_exactly_is_refused_by_name():
+    def changed(change):
+        network = mlp(2, 3, 3, 1)
+        return change(network) or network
+
+    def replaced(i, module):
+        def change(network):
+            network[i] = module
+
+        return changed(change)
+
+    def own_forward(network):
+        network[2].forward = lambda x: 2.0 * x
+
+    def weight_norm(network):
+        torch.nn.utils.parametrizations.weight_norm(network[0])
+
+    twice = nn.Linear(3, 3)
+    for network, words in [
+        (replaced(3, nn.Softplus(threshold=1)), r"network\[3\].*SiLU.*Softplus.*threshold=1"),
+        (replaced(1, nn.Softplus(threshold=1)), r"network\[1\].*plain Softplus.*threshold=1"),
+        (replaced(1, nn.Softplus(beta=2)), r"network\[1\].*plain Softplus.*beta=2"),
+        (replaced(1, nn.GELU(approximate="tanh")), r"network\[1\].*plain GELU.*tanh"),
+        (replaced(1, nn.ELU()), r"network\[1\].*one of ReLU, SiLU.*ELU"),
+        (replaced(1, Steep()), r"network\[1\].*one of.*Steep"),
+        (replaced(3, nn.Tanh()), r"network\[3\].*SiLU.*Tanh"),
+        (replaced(2, Shifted(3, 3)), r"network\[2\].*Linear itself.*Shifted"),
+        (changed(own_forward), r"network\[2\].*forward of its own"),
+        (changed(weight_norm), r"network\[0\].*Linear itself.*Parametrized"),
+        (changed(lambda n: n[1].register_forward_hook(print) and None), r"network\[1\].*hooks"),
+        (changed(lambda n: n[4].register_forward_pre_hook(print) and None), r"network\[4\].*hooks"),
+        (changed(lambda n: n.register_forward_hook(print) and None), "^network must.*hooks"),
+        (changed(lambda n: Skipping(*n)), "^network must be an nn.Sequential.*Skipping"),
+        (nn.Sequential(nn.Linear(2, 3), nn.SiLU(), twice, twice, nn.Linear(3, 1)), r"network\[3\]"),
+        (nn.Sequential(nn.Linear(2, 3), nn.SiLU()), "^network must"),
+    ]:
+        with pytest.raises(TypeError, match=f"(?s){words}"):
+            intervals.trace(network, Interval(torch.zeros(2)))
+    shared = nn.SiLU()
+    network = nn.Sequential(nn.Linear(2, 3), shared, nn.Linear(3, 3), shared, nn.Linear(3, 1))
+    box = Interval(torch.zeros(2), torch.ones(2))
+    assert intervals.forward(network, box).contains(network(box.lo)).all()
+    network.register_full_backward_hook(lambda *_: None)  # does not touch the values
+    assert intervals.forward(network, box).contains(network(box.lo)).all()
 
 
 def test_hidden_adjoints_are_derivatives_by_the_node():

@@ -14,11 +14,13 @@ ETA = 2.0**-1074
 
 
 def down(x: Tensor) -> Tensor:
-    return torch.nextafter(x, x.new_tensor(-INF))
+    """The next number below; the constant is made where x is, nothing is copied to a GPU."""
+    return torch.nextafter(x, x.new_full((), -INF))
 
 
 def up(x: Tensor) -> Tensor:
-    return torch.nextafter(x, x.new_tensor(INF))
+    """The next number above."""
+    return torch.nextafter(x, x.new_full((), INF))
 
 
 class Interval:
@@ -29,12 +31,13 @@ class Interval:
     lo, hi : tensors or numbers that broadcast; `hi` defaults to `lo`. Numbers are what floating
         point makes of them: ``Interval(0.1)`` is the float64 nearest to one tenth.
 
-    Arithmetic with tensors and numbers takes them as points. Comparisons are methods.
+    Arithmetic with tensors and numbers takes them as points. ``==`` and ``!=`` are of sets, entry
+    by entry, as of tensors; `contains` and `subset` are methods, and there is no order.
 
     Raises
     ------
     ValueError
-        NaN, lo > hi, lo = +inf, hi = -inf, or shapes that do not broadcast.
+        NaN, lo > hi, lo = +inf, hi = -inf, shapes that do not broadcast, or two devices.
     TypeError
         A dtype other than float32 and float64.
     """
@@ -44,6 +47,7 @@ class Interval:
 
     def __init__(self, lo, hi=None):
         point = hi is None or hi is lo
+        _one_device("lo and hi", lo, hi)
         lo, hi = floating(lo=lo, hi=lo if point else hi)
         if lo.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"an interval is of float32 or float64, got {lo.dtype}")
@@ -103,6 +107,20 @@ class Interval:
         """Where this interval lies inside `other`; the empty set always does. Boolean."""
         return (other.lo <= self.lo) & (self.hi <= other.hi) | self.is_empty
 
+    def __eq__(self, other) -> Tensor:
+        """Where two intervals are the same set of numbers: equal bounds, or both empty. Boolean.
+
+        Tensors and numbers are points, float32 is widened, shapes broadcast.
+        """
+        if not isinstance(other, Interval | Tensor | int | float):
+            return NotImplemented
+        (a, b), _ = _operands(self, other)
+        return (a.lo == b.lo) & (a.hi == b.hi) | a.is_empty & b.is_empty
+
+    def __ne__(self, other) -> Tensor:
+        equal = self.__eq__(other)
+        return equal if equal is NotImplemented else ~equal
+
     def __repr__(self):
         return f"Interval(lo={self.lo}, hi={self.hi})"
 
@@ -128,9 +146,11 @@ class Interval:
     def mT(self) -> "Interval":
         return self._both(lambda x: x.mT)
 
-    def to(self, dtype: torch.dtype) -> "Interval":
-        """The same intervals in another dtype, rounded outward."""
-        if dtype == self.dtype:
+    def to(self, dtype: torch.dtype | None = None, device=None) -> "Interval":
+        """The same intervals in another dtype, rounded outward, or on another device."""
+        if device is not None:
+            return self._both(lambda t: t.to(device)).to(dtype)
+        if dtype is None or dtype == self.dtype:
             return self
         if dtype == torch.float64:
             return self._both(torch.Tensor.double)
@@ -245,11 +265,11 @@ def interval(x) -> Interval:
 
 def _operands(*arguments, broadcast=True) -> tuple[list[Interval], torch.dtype]:
     """The operands in float64, broadcast, and the dtype of the result; numbers adapt."""
+    device = _one_device("operands", *arguments)
     dtypes = [x.dtype for x in arguments if isinstance(x, Interval | Tensor)]
     dtype = torch.promote_types(dtypes[0], dtypes[-1])
     intervals = [interval(x).to(torch.float64) for x in arguments]
-    device = next(x.device for x in arguments if isinstance(x, Interval | Tensor))
-    intervals = [x._both(lambda t: t.to(device)) if x.ndim == 0 else x for x in intervals]
+    intervals = [x if x.device == device else x.to(device=device) for x in intervals]
     if broadcast:
         try:
             shape = torch.broadcast_shapes(*(x.shape for x in intervals))
@@ -260,6 +280,15 @@ def _operands(*arguments, broadcast=True) -> tuple[list[Interval], torch.dtype]:
             x if x.shape == shape else x._both(lambda t: t.expand(shape)) for x in intervals
         ]
     return intervals, dtype
+
+
+def _one_device(names: str, *arguments) -> torch.device | None:
+    """The device of the tensors and intervals given; single numbers on the CPU go anywhere."""
+    given = [x for x in arguments if isinstance(x, Interval | Tensor)]
+    bound = dict.fromkeys(x.device for x in given if x.ndim or x.device.type != "cpu")
+    if len(bound) > 1:
+        raise ValueError(f"{names} must be on one device, got {' and '.join(map(str, bound))}")
+    return next(iter(bound), given[0].device if given else None)
 
 
 def _whole_if_nan(lo: Tensor, hi: Tensor, empty: Tensor) -> Interval:

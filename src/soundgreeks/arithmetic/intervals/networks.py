@@ -9,45 +9,73 @@ from ..._validate import require
 from . import functions as f
 from .arithmetic import Interval, interval
 
+
+def _softplus(x: Interval) -> Interval:
+    y = f.softplus(x)
+    line = torch.minimum(y.lo, x.lo.clamp(min=20.0))
+    return Interval._make(torch.where(x.hi > 20.0, line, y.lo), y.hi)
+
+
+def _softplus_prime(x: Interval) -> Interval:
+    y = f.softplus_prime(x)
+    return Interval._make(y.lo, torch.where(x.hi > 20.0, 1.0, y.hi))
+
+
 ACTIVATIONS = {
     nn.ReLU: (f.relu, f.relu_prime),
     nn.SiLU: (f.silu, f.silu_prime),
     nn.GELU: (f.gelu, f.gelu_prime),
     nn.Tanh: (f.tanh, f.tanh_prime),
     nn.Sigmoid: (f.sigmoid, f.sigmoid_prime),
-    nn.Softplus: (f.softplus, f.softplus_prime),
+    nn.Softplus: (_softplus, _softplus_prime),
 }
-"""Enclosure of each activation and of its derivative.
+"""Enclosure of each activation, as the module computes it, and of its derivative.
 
-Softplus is the function log(1 + exp(x)); `nn.Softplus` replaces it by x above 20, 2e-9 less.
+`nn.Softplus` is log(1 + exp(x)) up to its threshold, 20, and x beyond, which is up to 2.1e-9 less.
+Its enclosure holds both, so that the mean-value theorem, which has no use for jumps, still applies.
 """
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_PLAIN = {"approximate": "none", "beta": 1, "threshold": 20}  # of GELU and Softplus
 
 
 def layers_of(network: nn.Sequential) -> tuple[list[nn.Linear], type[nn.Module]]:
     """The linear layers of a multilayer perceptron and the type of the activation between them.
 
+    What a module computes must be known exactly. Subclasses, a `forward` of an instance's own,
+    forward hooks and parametrisations could compute anything, and are refused; so are the variants
+    that `ACTIVATIONS` does not enclose (GELU by tanh, Softplus of another beta or threshold).
+
     Raises
     ------
     TypeError
-        Anything but linear layers with one known activation between each two.
+        Anything but linear layers with one known activation between each two; names the module.
     """
-    modules = list(network) if isinstance(network, nn.Sequential) else []
-    linear, between = modules[::2], modules[1::2]
-    activation = type(between[0]) if between else nn.ReLU
-    if not (
-        len(modules) % 2 == 1
-        and all(isinstance(m, nn.Linear) for m in linear)
-        and activation in ACTIVATIONS
-        and all(type(m) is activation for m in between)
-        and all(getattr(m, "approximate", "none") == "none" for m in between)
-        and all(getattr(m, "beta", 1) == 1 for m in between)
-    ):
-        known = ", ".join(a.__name__ for a in ACTIVATIONS)
+    if type(network) is not nn.Sequential or len(network) % 2 == 0:
         raise TypeError(
-            "network must be an nn.Sequential of Linear layers with one plain activation "
-            f"({known}) between each two, got {network}"
+            "network must be an nn.Sequential of Linear layers with one activation between each "
+            f"two, got {network}"
         )
-    return linear, activation
+    activation = type(network[1]) if len(network) > 1 else nn.ReLU
+    for i, module in enumerate(network):
+        if reason := _unknown(module, activation if i % 2 else nn.Linear):
+            raise TypeError(f"network[{i}] must be {reason}, got {module}")
+    if reason := _unknown(network, nn.Sequential):
+        raise TypeError(f"network must be {reason}, got {network}")
+    return list(network)[::2], activation
+
+
+def _unknown(module: nn.Module, wanted: type[nn.Module]) -> str | None:
+    """What a module would have to be for us to know what it computes; nothing if it is that."""
+    if wanted not in (nn.Sequential, nn.Linear, *ACTIVATIONS):
+        return f"one of {', '.join(a.__name__ for a in ACTIVATIONS)}"
+    if type(module) is not wanted:
+        return f"a {wanted.__name__} itself, no other class"
+    if "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS):
+        return "without forward hooks or a forward of its own"
+    if any(getattr(module, key, value) != value for key, value in _PLAIN.items()):
+        return f"a plain {wanted.__name__}"
+    return None
 
 
 def affine(x: Interval, layer: nn.Linear) -> Interval:
@@ -56,7 +84,7 @@ def affine(x: Interval, layer: nn.Linear) -> Interval:
     return y if layer.bias is None else y + layer.bias.detach()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trace:
     """Interval values and adjoints of a network with L hidden layers (notation of Table 1).
 
