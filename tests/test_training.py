@@ -266,4 +266,5 @@ def test_lbfgs_keeps_its_pairs_when_the_loss_is_small():
 def test_soap_is_the_packaged_one():
     from pytorch_optimizer import SOAP
 
-    assert type(training.make_optimizer([torch.ones(2, 2)], Phase("soap", 1))) is SOAP
+    weights = [torch.ones(2, 2, requires_grad=True)]
+    assert isinstance(training.make_optimizer(weights, Phase("soap", 1)), SOAP)

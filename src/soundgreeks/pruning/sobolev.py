@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .._validate import require
+from ..training import Phase, train
 
 
 class Labels(NamedTuple):
@@ -31,7 +32,8 @@ class Labels(NamedTuple):
 
 
 Sampler = Callable[[int, torch.Generator], Labels]
-"""Draws so many labels; any plain tuple in the order of `Labels` will do."""
+"""Draws so many labels, with a generator on the network's device; any tuple in the order of
+`Labels` will do."""
 
 
 def differentiate(
@@ -39,12 +41,26 @@ def differentiate(
 ) -> Labels:
     """Values and derivatives of a function at `x` (n, d), by reverse-mode AD.
 
+    >>> differentiate(lambda x: x[:, 0] ** 2 * x[:, 1], torch.tensor([[3.0, 2.0]])).gradient
+    tensor([[12.,  9.]])
+
     Parameters
     ----------
     function : maps (n, d) to (n,) or (n, 1), row by row: a closed form or a network
     order : 0, value; 1, and the gradient; 2, and the Hessian times each of the `directions` (k, d)
     graph : keep the graph, to differentiate the result by the function's parameters
+
+    Raises
+    ------
+    ValueError
+        Another order, or the second without directions.
     """
+    require(order in (0, 1, 2), "order", order, "0, 1 or 2")
+    require(order < 2 or directions is not None, "directions", None, "given for order 2")
+    return _differentiate(function, x, order, directions, graph)
+
+
+def _differentiate(function, x: Tensor, order: int, directions, graph: bool) -> Labels:
     if order == 0:
         return Labels(x, function(x).reshape(len(x)))
 
@@ -98,27 +114,38 @@ def principal_directions(gradients: Tensor, share: float = 0.95) -> Tensor:
     return rows[: int((held < share - 1e-9).sum()) + 1]
 
 
-def random_directions(count: int, dim: int, *, generator=None, dtype=None) -> Tensor:
-    """Orthonormal random rows (count, dim): what the principal ones are compared with."""
+def random_directions(
+    count: int, dim: int, *, generator: torch.Generator | None = None, dtype=None, device=None
+) -> Tensor:
+    """Orthonormal random rows (count, dim): what the principal ones are compared with.
+
+    Drawn where the generator is, and returned there or on `device`.
+    """
     require(0 < count <= dim, "count", count, f"in 1 to dim = {dim}")
-    draw = torch.randn(dim, count, generator=generator, dtype=dtype)
-    return torch.linalg.qr(draw).Q.T
+    where = None if generator is None else generator.device
+    draw = torch.randn(dim, count, generator=generator, dtype=dtype, device=where)
+    return torch.linalg.qr(draw).Q.T.to(device)
 
 
 class Standardised(nn.Module):
     """A network on inputs and outputs of mean zero and deviation one, seen in raw units.
 
     Derivatives pass through by AD, so losses and Greeks need not know of it. The inner `network`
-    stays the plain one that pruning analyses.
+    stays the plain one that pruning analyses. An input, or a value, that is constant in the data
+    is moved to zero and not scaled.
+
+    Parameters
+    ----------
+    x, value : (n, d) and (n,), the data that give means and deviations
     """
 
     def __init__(self, network: nn.Module, x: Tensor, value: Tensor):
         super().__init__()
         self.network = network
         self.register_buffer("x_mean", x.mean(dim=0))
-        self.register_buffer("x_std", x.std(dim=0))
+        self.register_buffer("x_std", _or_one(x.std(dim=0), x))
         self.register_buffer("y_mean", value.mean())
-        self.register_buffer("y_std", value.std())
+        self.register_buffer("y_std", _or_one(value.std(), value))
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, d) -> (n,)"""
@@ -127,17 +154,30 @@ class Standardised(nn.Module):
 
     def around(self, network: nn.Module) -> "Standardised":
         """The same standardisation around another network, which is not copied."""
-        other = copy.copy(self)
-        other._buffers, other._modules = dict(self._buffers), {"network": network}
-        return other
+        return _around(self, network)
+
+
+def _or_one(spread: Tensor, data: Tensor) -> Tensor:
+    """A spread to divide by: one where the data (n, ...) are constant, whatever rounding left."""
+    return spread.where(data.amax(dim=0) > data.amin(dim=0), 1.0)
+
+
+def _around(frame: nn.Module, network: nn.Module) -> Standardised:
+    """The standardisation in the buffers of `frame`, which are not shared, around a network."""
+    other = Standardised.__new__(Standardised)
+    nn.Module.__init__(other)
+    other.network = network
+    for name, buffer in frame.named_buffers(recurse=False):
+        other.register_buffer(name, buffer)
+    return other
 
 
 class Together(nn.Module):
     """Networks of one shape side by side: one `fit` trains all, at little more than one's price.
 
     The first n of m n rows go to the first member, and so on: members see samples of their own.
-    Their losses are averaged, so each member's gradient is its own over m, and Adam, which takes
-    no notice of a gradient's size, trains each as if it were alone.
+    `loss` averages over all rows, so that each member's gradient is its own over m; `fit` makes up
+    for that, and trains each as if it were alone.
 
     Parameters
     ----------
@@ -157,29 +197,35 @@ class Together(nn.Module):
         frames = [dict(m.named_buffers(recurse=False)) for m in members]
         same = all(torch.equal(f[k], v) for f in frames for k, v in frames[0].items())
         require(same, "members", f"{len(frames)} networks", "alike in their standardisation")
-        self.frame = [members[0]]  # in a list, so that its parameters are not ours
+        for name, buffer in members[0].named_buffers(recurse=False):
+            self.register_buffer(name, buffer.clone())
+        # For its layers; in a tuple, so that its parameters are not ours.
+        self._like = (copy.deepcopy(members[0].network),)
         parts = zip(*(m.network.parameters() for m in members), strict=True)
         self.stacks = nn.ParameterList(torch.stack([p.detach() for p in ps]) for ps in parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """(m n, d) -> (m n,)"""
-        frame, m = self.frame[0], len(self.stacks[0])
+        m = len(self)
         require(len(x) % m == 0, "x", len(x), f"a multiple of the {m} members")
-        act, h = frame.network[1], ((x - frame.x_mean) / frame.x_std).view(m, -1, x.shape[1]).mT
+        act, h = self._like[0][1], ((x - self.x_mean) / self.x_std).view(m, -1, x.shape[1]).mT
         for k in range(0, len(self.stacks), 2):  # columns are samples: long rows run fastest
             bias = self.stacks[k + 1][..., None]
             h = torch.baddbmm(bias, self.stacks[k], act(h) if k else h.contiguous())
-        return (frame.y_mean + frame.y_std * h).reshape(len(x))
+        return (self.y_mean + self.y_std * h).reshape(len(x))
+
+    def __len__(self) -> int:
+        return len(self.stacks[0])
 
     @torch.no_grad()
     def members(self) -> list[Standardised]:
         """The networks as they are now, copies of their own, frozen."""
         found = []
-        for i in range(len(self.stacks[0])):
-            network = copy.deepcopy(self.frame[0].network).requires_grad_(False)
+        for i in range(len(self)):
+            network = copy.deepcopy(self._like[0]).to(self.stacks[0]).requires_grad_(False)
             for p, stack in zip(network.parameters(), self.stacks, strict=True):
                 p.copy_(stack[i])
-            found.append(self.frame[0].around(network))
+            found.append(_around(self, network))
         return found
 
 
@@ -198,16 +244,27 @@ class Scale(NamedTuple):
 
         second = labels.curvature
         return cls(
-            labels.value.var(),
+            _or_one(labels.value.var(), labels.value),
             mean_square(labels.gradient, 0),
             None if second is None else mean_square(second, 0).sum(-1, keepdim=True),
         )
 
 
 def loss(network, labels: Labels, scale: Scale, lam: float = 1.0, mu: float = 0.0) -> Tensor:
-    """The equation above, a scalar; terms of weight zero are not computed."""
+    """The equation above, a scalar; terms of weight zero are not computed.
+
+    Raises
+    ------
+    ValueError
+        Labels whose shapes do not fit each other.
+    """
+    _check_shapes(labels)
+    return _loss(network, labels, scale, lam, mu)
+
+
+def _loss(network, labels: Labels, scale: Scale, lam: float, mu: float) -> Tensor:
     order = 2 if mu > 0 else 1 if lam > 0 else 0
-    ours = differentiate(network, labels.x, order=order, directions=labels.directions, graph=True)
+    ours = _differentiate(network, labels.x, order, labels.directions, True)
     total = (labels.value - ours.value).square().mean() / scale.value
     if lam > 0:
         squares = (labels.gradient - ours.gradient).square().mean(dim=0)
@@ -218,11 +275,25 @@ def loss(network, labels: Labels, scale: Scale, lam: float = 1.0, mu: float = 0.
     return total
 
 
+def _check_shapes(labels: Labels) -> None:
+    """Raise ValueError unless the shapes are those of `Labels`: (n, 1) would broadcast to n x n."""
+    shapes = {k: tuple(t.shape) for k, t in labels._asdict().items() if t is not None}
+    found = ", ".join(f"{k} {v}" for k, v in shapes.items())
+    n, d = shapes["x"] if labels.x.ndim == 2 else (None, None)
+    k = None if labels.directions is None else len(labels.directions)
+    fit = {"x": (n, d), "value": (n,), "gradient": (n, d)}
+    fit |= {"directions": (k, d), "curvature": (n, k, d)}
+    right = all(shape == fit[name] for name, shape in shapes.items())
+    allowed = "x (n, d), value (n,), gradient (n, d), directions (k, d), curvature (n, k, d)"
+    require(right, "shapes of the labels", found, allowed)
+
+
 def resample(labels: Labels) -> Sampler:
     """A sampler that draws from a fixed data set, with replacement."""
 
     def sampler(n: int, generator: torch.Generator) -> Labels:
-        rows = torch.randint(len(labels.x), (n,), generator=generator, device=labels.x.device)
+        rows = torch.randint(len(labels.x), (n,), generator=generator, device=generator.device)
+        rows = rows.to(labels.x.device)
         x, value, gradient, directions, curvature = labels
         pick = (t if t is None else t[rows] for t in (x, value, gradient))
         return Labels(*pick, directions, None if curvature is None else curvature[rows])
@@ -247,19 +318,21 @@ def fit(
 
     Small networks want a high peak `lr` (0.02 to 0.03 with a few nodes a layer), wide ones a low
     one (3e-3 for 6 x 128). The labels' scale is measured on `pilot` draws. The same seed gives the
-    same weights, bit for bit, on one CPU thread.
+    same weights, bit for bit, on one CPU thread. The members of a `Together` train each as it
+    would alone.
 
     Parameters
     ----------
     sampler : called as ``sampler(n, generator)``; labels in the dtype and on the device of the
-        network, with gradients if `lam` > 0 and curvatures if `mu` > 0
+        network, with gradients if `lam` > 0 and curvatures if `mu` > 0. Its first draw is checked.
     lam, mu : weights of the first and second derivatives, zero to leave them out
     decay : L2 penalty in Adam's coupled form, `decay` times the weights added to their gradients
 
     Raises
     ------
     ValueError
-        A setting outside its meaning, or labels that lack what the loss needs.
+        A setting outside its meaning, a network that is frozen, or labels that lack what the loss
+        needs or whose shapes do not fit.
     FloatingPointError
         The loss is not finite: which step, at which learning rate.
     """
@@ -268,28 +341,45 @@ def fit(
     for name, number in (("lam", lam), ("mu", mu), ("decay", decay)):
         require(math.isfinite(number) and number >= 0, name, number, "finite and non-negative")
     require(math.isfinite(lr) and lr > 0, "lr", lr, "finite and positive")
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    generator = torch.Generator(parameters[0].device).manual_seed(seed)
+    like = next((p for p in network.parameters() if p.requires_grad), None)
+    require(like is not None, "network", "a frozen one", "one whose parameters require gradients")
+    generator = torch.Generator(like.device).manual_seed(seed)
     first = Labels(*sampler(pilot, generator))
+    _check_shapes(first)
     require(lam == 0 or first.gradient is not None, "lam", lam, "zero without gradient labels")
     require(mu == 0 or first.curvature is not None, "mu", mu, "zero without curvature labels")
-    scale = Scale.of(first)
-    adam = torch.optim.Adam(parameters, lr, weight_decay=decay, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        adam, lr, total_steps=steps + 1, pct_start=0.3, div_factor=25, final_div_factor=400
-    )
-    losses = torch.empty(steps)
-    for step in range(steps):
-        adam.zero_grad()
-        value = loss(network, Labels(*sampler(batch, generator)), scale, lam, mu)
-        losses[step] = value.detach()
-        if not math.isfinite(losses[step]):
-            rate = schedule.get_last_lr()[0]
-            raise FloatingPointError(f"loss is {value.item()} at step {step}, lr {rate:.3g}")
-        value.backward(inputs=parameters)
-        adam.step()
-        schedule.step()
-    return losses
+    fitting = _Fitting(network, sampler, Scale.of(first), batch, lam, mu, generator)
+    fitting.losses = torch.empty(steps, device=like.device)
+    phase = Phase("adam", steps, lr, schedule="one-cycle", decay=decay)
+    train(network, fitting, [phase], progress=False)
+    return fitting.losses.cpu()
+
+
+class _Fitting:
+    """`loss` on labels drawn anew each step, as a `training.Loss`; it keeps the losses."""
+
+    losses: Tensor
+
+    def __init__(self, network, sampler, scale, batch, lam, mu, generator):
+        self.network, self.sampler, self.scale = network, sampler, scale
+        self.batch, self.lam, self.mu, self.generator = batch, lam, mu, generator
+        self.members = len(network) if isinstance(network, Together) else 1
+
+    def begin(self, phase: Phase, number: int, step: int) -> None:
+        self.now = step
+
+    def parts(self):
+        self.labels = Labels(*self.sampler(self.batch, self.generator))
+        value = _loss(self.network, self.labels, self.scale, self.lam, self.mu)
+        self.losses[self.now] = value.detach()
+        # The sum of the members' losses: else a penalty would weigh m times against each.
+        yield {"sobolev": value if self.members == 1 else self.members * value}
+
+    def locate(self) -> str:
+        bad = [
+            k for k, t in self.labels._asdict().items() if t is not None and not t.isfinite().all()
+        ]
+        return f"of the labels, {bad} are not finite" if bad else "the network's, not the labels"
 
 
 # Measuring

@@ -7,11 +7,11 @@ steps that one would.
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
@@ -21,73 +21,47 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._validate import require
+from . import checkpoint as files
+from .optimizers import Residual, make_optimizer
+from .phases import Phase, require_whole
 
-OPTIMIZERS = ("adam", "soap", "lbfgs")
-_LBFGS_UNIT = 20  # L-BFGS iterations between checkpoints, log lines and changes of the points
 _MAX_SKIPPED = 20
-# torch's L-BFGS drops pairs with y's <= 1e-10, an absolute number: of a loss of 1e-6 it would drop
-# most, and be steepest descent. A power of two scales the loss without rounding.
-_LBFGS_SCALE = 2.0**20
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One optimiser run.
-
-    Attributes
-    ----------
-    optimizer : "adam", "soap" (Vyas et al., 2024; from pytorch-optimizer) or "lbfgs"
-    steps : iterations
-    rate : learning rate after the warm-up (L-BFGS ignores it: its line search starts at 1)
-    halve_every : halve the rate every so many steps; 0 for a cosine decay to a hundredth
-    warmup : steps of linear increase
-    memory : pairs that L-BFGS keeps
-
-    Raises
-    ------
-    ValueError
-        An unknown optimizer, or a number out of its range.
-    """
-
-    optimizer: str
-    steps: int
-    rate: float = 1e-3
-    halve_every: int = 0
-    warmup: int = 0
-    memory: int = 20
-
-    def __post_init__(self):
-        require(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, f"one of {OPTIMIZERS}")
-        require(self.steps >= 1, "steps", self.steps, "at least 1")
-        require(self.rate > 0, "rate", self.rate, "positive")
-        require(self.memory >= 1, "memory", self.memory, "at least 1")
-
-    def rate_at(self, step: int) -> float:
-        """The learning rate of step 0, 1, ..."""
-        if step < self.warmup:
-            return self.rate * (step + 1) / self.warmup
-        if self.halve_every:
-            return self.rate * 0.5 ** (step // self.halve_every)
-        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 class Loss(Protocol):
-    """What `train` minimises: a sum of named terms, evaluated in parts to bound memory."""
+    """What `train` minimises: a sum of named terms, evaluated in parts to bound memory.
+
+    `begin` and `parts` are enough; checkpoints want `state_dict` and `load_state_dict`, and
+    Gauss-Newton wants `residuals`.
+    """
 
     def begin(self, phase: Phase, number: int, step: int) -> None:
-        """Called before each step of phase `number`: the place to renew points."""
+        """Called before each step of phase `number`: the place to renew points.
+
+        Line searches make `optimizers.UNIT` steps of one call. If ``phase.fixed_points``, the
+        optimiser compares losses, and the points should stay.
+        """
 
     def parts(self) -> Iterable[dict[str, Tensor]]:
         """Dictionaries of scalar terms; the loss is the sum of all terms of all parts."""
+
+    def residuals(self) -> Iterable[Residual]:
+        """Pairs ``(function, inputs)``; the loss is the sum of the squares of all residuals.
+
+        ``function(weights, *row)`` returns the scalar residual of one row of `inputs`, tensors
+        batched along their first dimension, with its weight in the loss and 1/sqrt(n) of a mean
+        in it; `weights` is a dictionary named as ``module.named_parameters()``. It goes through
+        `torch.func.vmap` and `grad`. Without inputs, ``()``, it returns a whole vector.
+        """
 
     def locate(self) -> str:
         """Where the loss is not finite, in words."""
 
     def state_dict(self) -> dict:
-        """All that `begin` changes; tensors and plain values."""
+        """All that `begin` and `parts` change; tensors and plain values."""
 
-    def load_state_dict(self, state: dict) -> None: ...
+    def load_state_dict(self, state: dict) -> None:
+        """Tensors come on the module's device; a generator's state must be moved to the CPU."""
 
 
 def train(
@@ -99,120 +73,151 @@ def train(
     checkpoint_every: int = 200,
     log: Path | str | None = None,
     log_every: int = 20,
+    progress: bool = True,
 ) -> dict:
-    """Minimise the loss over the module's parameters, phase after phase.
+    """Minimise the loss over the module's parameters that require gradients, phase after phase.
 
     Parameters
     ----------
-    checkpoint : file to resume from, if it exists, and to write every `checkpoint_every` steps;
-        written to a temporary file first, so that a killed run leaves the last one whole
-    log : file of JSON lines, one every `log_every` steps: phase, step, rate, terms, seconds
+    checkpoint : file to resume from, if it exists, and to write every `checkpoint_every` steps, at
+        the end of each phase and, after the step in progress, on Ctrl-C
+    log : file of JSON lines, one every `log_every` steps: phase, step, rate, terms, seconds. It is
+        in the checkpoint too, and written anew on resuming.
+    progress : show a bar, if a person sees it
 
     Returns
     -------
-    dict : the last log line's values, with "skipped", the number of updates that were left out
+    dict : the last step's loss and terms, with "skipped", the number of updates that were left out
         because a gradient was not finite, and "seconds" of wall time over all resumed runs
 
     Raises
     ------
+    ValueError
+        No phase, a setting out of its range, a loss that lacks what these phases or checkpoints
+        need, or a checkpoint that is damaged or of other phases.
+    BlockingIOError
+        Another training uses this checkpoint.
     FloatingPointError
         The loss is not finite (the message says where), or too many gradients in a row are not.
     """
     phases = tuple(phases)
-    run = _Run(module, loss, Path(checkpoint) if checkpoint else None, Path(log) if log else None)
-    run.log_every, run.checkpoint_every = log_every, checkpoint_every
-    run.resume(phases)
-    for number in range(run.phase, len(phases)):
-        phase = phases[number]
-        if run.phase != number or run.optimizer is None:
-            run.enter(number, phase)
-        hidden = not sys.stderr.isatty() or _rank() > 0
-        with tqdm(total=phase.steps, initial=run.step, desc=phase.optimizer, disable=hidden) as bar:
-            while run.step < phase.steps and not run.stalled:
-                before = run.step
-                run.advance(phase)
-                bar.update(run.step - before)
-                bar.set_postfix(loss=f"{run.terms['loss']:.3e}", refresh=False)
-                if run.step // checkpoint_every > before // checkpoint_every:
-                    run.save()
-        run.phase, run.step, run.optimizer = number + 1, 0, None
-        run.save()
-    return dict(run.terms, skipped=run.skipped, seconds=run.elapsed())
+    checkpoint, log = Path(checkpoint) if checkpoint else None, Path(log) if log else None
+    require_whole("checkpoint_every", checkpoint_every, 1)
+    require_whole("log_every", log_every, 1)
+    _check(module, loss, phases, checkpoint)
+    run = _Run(module, loss, phases, log, log_every)
+    alone = not _distributed()
+    with (
+        files.lock(checkpoint) if checkpoint and _rank() == 0 else nullcontext(),
+        files.interrupts_wait(checkpoint is not None and alone) as interruption,
+    ):
+        if checkpoint and checkpoint.exists():
+            run.resume(checkpoint)
+        run.rewrite_log()
+        for number in range(run.phase, len(phases)):
+            run.enter(number)
+            phase = phases[number]
+            hidden = not (progress and sys.stderr.isatty() and _rank() == 0)
+            with tqdm(
+                total=phase.steps, initial=run.step, desc=phase.optimizer, disable=hidden
+            ) as bar:
+                while run.step < phase.steps and not run.optimizer.stalled:
+                    before = run.step
+                    run.advance()
+                    if not hidden:
+                        bar.set_postfix(loss=f"{run.value:.3e}", refresh=False)
+                        bar.update(run.step - before)
+                    if checkpoint and interruption.asked:
+                        run.save(checkpoint)
+                        raise KeyboardInterrupt
+                    if checkpoint and run.step // checkpoint_every > before // checkpoint_every:
+                        run.save(checkpoint)
+            run.leave()
+            if checkpoint:
+                run.save(checkpoint)
+    if interruption.asked:
+        raise KeyboardInterrupt
+    return run.values() | {"skipped": run.skipped, "seconds": run.elapsed()}
+
+
+def _check(module: nn.Module, loss: Loss, phases: tuple[Phase, ...], checkpoint: Path | None):
+    """All that can be known to be wrong before the first step."""
+    require(len(phases) > 0, "phases", phases, "one or more")
+    free = [w for w in module.parameters() if w.requires_grad]
+    require(len(free) > 0, "module", "none", "one with parameters that require gradients")
+    needed = ["begin", "parts"]
+    needed += ["state_dict", "load_state_dict"] if checkpoint else []
+    if any(phase.optimizer == "gauss-newton" for phase in phases):
+        needed += ["residuals"]
+        require(not _distributed(), "gauss-newton", f"{_world()} processes", "run in one process")
+    missing = [name for name in needed if not hasattr(loss, name)]
+    require(not missing, "loss", f"one without {missing}", f"an object with {needed}")
 
 
 class _Run:
     """The state of a training run: everything here is in the checkpoint."""
 
-    def __init__(self, module, loss, checkpoint, log):
-        self.module, self.loss, self.checkpoint, self.log = module, loss, checkpoint, log
-        self.weights = [w for w in module.parameters() if w.requires_grad]
+    def __init__(self, module, loss, phases, log, log_every):
+        self.module, self.loss, self.phases = module, loss, phases
+        self.log, self.log_every = log, log_every
+        self.named = dict(module.named_parameters())
+        self.weights = [w for w in self.named.values() if w.requires_grad]
         self.phase = self.step = self.skipped = self.skipped_in_a_row = 0
-        self.optimizer, self.stalled, self.terms = None, False, {}
+        self.optimizer, self.terms, self.value, self.lines = None, {}, math.nan, []
+        self.finite_gradient = True
         self.before, self.start = 0.0, time.monotonic()
 
     def elapsed(self) -> float:
         return self.before + time.monotonic() - self.start
 
-    def enter(self, number: int, phase: Phase) -> None:
-        self.phase, self.step, self.stalled = number, 0, False
-        self.optimizer = make_optimizer(self.weights, phase)
+    def enter(self, number: int) -> None:
+        if self.optimizer is None:
+            self.phase, self.step = number, 0
+            self.optimizer = make_optimizer(self.named, self.phases[number])
 
-    def advance(self, phase: Phase) -> None:
-        first = self.step
+    def leave(self) -> None:
+        self.phase, self.step, self.optimizer = self.phase + 1, 0, None
+
+    def advance(self) -> None:
+        phase, first = self.phases[self.phase], self.step
         self.loss.begin(phase, self.phase, first)
-        if phase.optimizer == "lbfgs":
-            self._lbfgs(phase)
-        else:
-            for group in self.optimizer.param_groups:
-                group["lr"] = phase.rate_at(first)
-            self._evaluate()
-            if self._finite_gradient():
-                self.optimizer.step()
-            self.step += 1
-        if self.step // self.log_every > first // self.log_every or self.step == phase.steps:
+        self.first_terms = None
+        self.step += self.optimizer.advance(first, self)
+        self.value, self.terms = self.first_terms
+        due = self.step // self.log_every > first // self.log_every
+        if due or self.step == phase.steps or self.optimizer.stalled:
             self._write(phase)
 
-    def _lbfgs(self, phase: Phase) -> None:
-        group = self.optimizer.param_groups[0]
-        group["max_iter"] = min(_LBFGS_UNIT, phase.steps - self.step)
-        group["max_eval"] = 25 * group["max_iter"]
-        start = [w.detach().clone() for w in self.weights]
-        first = {}
+    # -- what the optimiser sees -------------------------------------------------------------------
 
-        def closure():
-            value = self._evaluate()
-            first.setdefault("terms", self.terms)
-            torch._foreach_mul_([w.grad for w in self.weights if w.grad is not None], _LBFGS_SCALE)
-            return value * _LBFGS_SCALE
-
-        self.optimizer.step(closure)
-        self.step += group["max_iter"]
-        if all(torch.equal(a, b) for a, b in zip(start, self.weights, strict=True)):
-            self.stalled = True  # the line search finds no lower point in this precision
-        self.terms = first["terms"]  # those at the weights the step began with
-
-    def _evaluate(self) -> Tensor:
-        """Loss and gradient, averaged over processes."""
+    def evaluate(self, *, trial: bool = False, backward: bool = True) -> float:
+        """Loss and gradient, averaged over processes; one transfer from the device."""
         for w in self.weights:
             w.grad = None
         terms: dict[str, Tensor] = {}
         for part in self.loss.parts():
-            sum(part.values()).backward()
+            if backward:
+                _sum(part.values()).backward(inputs=self.weights)
             for name, value in part.items():
-                terms[name] = terms.get(name, 0) + value.detach()
+                value = value.detach()
+                terms[name] = terms[name] + value if name in terms else value
         average_over_processes(self.weights, terms)
-        total = sum(terms.values())
-        if not math.isfinite(float(total)):
-            raise FloatingPointError(
-                f"loss is {float(total)} at step {self.step} of phase {self.phase}: "
-                + self.loss.locate()
-            )
-        self.terms = {"loss": float(total)} | {k: float(v) for k, v in terms.items()}
-        return total
+        grads = [w.grad for w in self.weights if w.grad is not None]
+        sizes = torch._foreach_norm(grads, math.inf) if backward else ()
+        value, *sizes = torch.stack([_sum(terms.values()), *sizes]).tolist()
+        self.finite_gradient = all(map(math.isfinite, sizes))
+        if not math.isfinite(value):
+            if not trial:
+                raise FloatingPointError(self._where(value))
+            # Without a slope the line search halves the step.
+            torch._foreach_mul_(grads, math.nan)
+            return math.inf
+        if self.first_terms is None:  # those at the weights the step began with
+            self.first_terms = value, terms
+        return value
 
-    def _finite_gradient(self) -> bool:
-        norm = torch.stack([w.grad.abs().max() for w in self.weights if w.grad is not None]).max()
-        if math.isfinite(float(norm)):
+    def may_update(self) -> bool:
+        if self.finite_gradient:
             self.skipped_in_a_row = 0
             return True
         self.skipped += 1
@@ -224,75 +229,82 @@ class _Run:
             )
         return False
 
+    def residuals(self) -> Iterable[Residual]:
+        return self.loss.residuals()
+
+    def _where(self, value: float) -> str:
+        locate = getattr(self.loss, "locate", lambda: "the loss does not say where")
+        text = f"loss is {value} at step {self.step} of phase {self.phase}: {locate()}"
+        phase = self.phases[self.phase]
+        return text if phase.fixed_points else f"{text} (rate {phase.rate_at(self.step):.3g})"
+
+    # -- what is kept ------------------------------------------------------------------------------
+
+    def values(self) -> dict[str, float]:
+        """The loss and its terms as numbers."""
+        names = list(self.terms)
+        if not names:
+            return {"loss": self.value}
+        return {"loss": self.value} | dict(
+            zip(names, torch.stack(list(self.terms.values())).tolist(), strict=True)
+        )
+
     def _write(self, phase: Phase) -> None:
         if self.log is None or _rank() > 0:
             return
         line = {"phase": self.phase, "optimizer": phase.optimizer, "step": self.step}
-        line |= {"rate": phase.rate_at(self.step - 1)} if phase.optimizer != "lbfgs" else {}
-        line |= self.terms | {"skipped": self.skipped, "seconds": round(self.elapsed(), 3)}
+        line |= {} if phase.fixed_points else {"rate": phase.rate_at(self.step - 1)}
+        line |= self.values() | {"skipped": self.skipped, "seconds": round(self.elapsed(), 3)}
+        self.lines.append(json.dumps(line) + "\n")
         with self.log.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(self.lines[-1])
 
-    def save(self) -> None:
-        if self.checkpoint is None or _rank() > 0:
+    def rewrite_log(self) -> None:
+        """As the checkpoint has it: steps taken again are logged again."""
+        if self.log is not None and _rank() == 0:
+            self.log.write_text("".join(self.lines))
+
+    def save(self, path: Path) -> None:
+        if _rank() > 0:
             return
+        optimizer = self.optimizer
         state = {
             "module": self.module.state_dict(),
-            "optimizer": None if self.optimizer is None else self.optimizer.state_dict(),
+            "optimizer": None if optimizer is None else optimizer.state_dict(),
+            "stalled": optimizer is not None and optimizer.stalled,
             "loss": self.loss.state_dict(),
-            "phase": self.phase, "step": self.step, "stalled": self.stalled,
+            "phases": [asdict(phase) for phase in self.phases],
+            "phase": self.phase, "step": self.step,
             "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row,
-            "terms": self.terms, "seconds": self.elapsed(),
-            "log_bytes": self.log.stat().st_size if self.log and self.log.exists() else 0,
+            "value": self.value, "terms": dict(self.terms),
+            "lines": self.lines, "seconds": self.elapsed(),
         }  # fmt: skip
-        temporary = self.checkpoint.with_name(self.checkpoint.name + ".part")
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.checkpoint)
+        files.write(path, state)
 
-    def resume(self, phases: tuple[Phase, ...]) -> None:
-        if self.checkpoint is None or not self.checkpoint.exists():
-            if self.log is not None and _rank() == 0:
-                self.log.write_text("")
-            return
-        device = self.weights[0].device
-        state = torch.load(self.checkpoint, map_location=device, weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self.loss.load_state_dict(state["loss"])
-        self.phase, self.step = state["phase"], state["step"]
-        if state["optimizer"] is not None:
-            self.optimizer = make_optimizer(self.weights, phases[self.phase])
-            self.optimizer.load_state_dict(state["optimizer"])
-        for name in ("stalled", "skipped", "skipped_in_a_row", "terms"):
+    def resume(self, path: Path) -> None:
+        state = files.read(path, self.weights[0].device)
+        reached = state["phase"] + (state["optimizer"] is not None)
+        ours = [asdict(phase) for phase in self.phases]
+        if len(ours) < reached or state["phases"][:reached] != ours[:reached]:
+            raise files.unusable(path, "of a run of other phases")
+        try:
+            self.module.load_state_dict(state["module"])
+            self.loss.load_state_dict(state["loss"])
+            if state["optimizer"] is not None:
+                self.optimizer = make_optimizer(self.named, self.phases[state["phase"]])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.optimizer.stalled = state["stalled"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise files.unusable(path, f"of another module or loss ({error})") from error
+        kept = ("phase", "step", "skipped", "skipped_in_a_row", "value", "terms", "lines")
+        for name in kept:
             setattr(self, name, state[name])
         self.before = state["seconds"]
-        if self.log is not None and self.log.exists() and _rank() == 0:
-            os.truncate(self.log, state["log_bytes"])  # steps taken again are logged again
-
-
-def make_optimizer(weights: list[Tensor], phase: Phase) -> torch.optim.Optimizer:
-    """The phase's optimiser, at its first step."""
-    if phase.optimizer == "adam":
-        return torch.optim.Adam(weights, lr=phase.rate)
-    if phase.optimizer == "soap":
-        from pytorch_optimizer import SOAP
-
-        return SOAP(weights, lr=phase.rate, weight_decay=0.0, precondition_frequency=10)
-    return torch.optim.LBFGS(
-        weights,
-        lr=1.0,
-        history_size=phase.memory,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=0.0,
-        tolerance_change=0.0,
-    )
 
 
 def average_over_processes(weights: list[Tensor], terms: dict[str, Tensor]) -> None:
     """Replace gradients and loss terms by their means over the processes of torch.distributed."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if not _distributed():
         return
     tensors = [w.grad for w in weights if w.grad is not None] + list(terms.values())
     flat = torch.cat([t.reshape(-1) for t in tensors])
@@ -303,5 +315,21 @@ def average_over_processes(weights: list[Tensor], terms: dict[str, Tensor]) -> N
         tensor.copy_(piece.view_as(tensor))
 
 
+def _sum(values: Iterable[Tensor]) -> Tensor:
+    """From the first on, without the addition to zero that `sum` begins with."""
+    first, *others = values
+    for value in others:
+        first = first + value
+    return first
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
 def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _distributed() else 0
+
+
+def _world() -> int:
+    return dist.get_world_size() if _distributed() else 1

@@ -1,0 +1,17 @@
+"""SOAP, from pytorch-optimizer."""
+
+from pytorch_optimizer import SOAP
+from torch import Tensor
+
+from .optimizers import FirstOrder, trainable
+from .phases import Phase
+
+
+class Soap(FirstOrder, SOAP):
+    """Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., 2024), renewed every ten."""
+
+    def __init__(self, weights: dict[str, Tensor], phase: Phase):
+        super().__init__(
+            trainable(weights), lr=phase.rate, weight_decay=0.0, precondition_frequency=10
+        )
+        self.phase = phase
