@@ -1,5 +1,7 @@
 """Significance and pruning: the paper's example digit by digit, bounds, removal, rank order."""
 
+import math
+
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -231,6 +233,93 @@ def test_ablation_cost_by_hand():
     span = network[4].weight[0].abs() * (n.amax(0) - n.amin(0))
     assert torch.allclose(significance.of_data(network, x)[1], span.detach(), rtol=1e-10)
     assert all((a <= s).all() for a, s in zip(cost, significance.of_data(network, x), strict=True))
+
+
+def by_hand():
+    """2-2-2-1 with weights whose norms one can see."""
+    network = mlp(2, 2, 2, 1, activation=nn.ReLU).requires_grad_(False)
+    for layer, rows in zip(
+        network[::2], ([[3, 4], [0, 5]], [[1, 0], [2, 2]], [[6, 8]]), strict=True
+    ):
+        layer.weight.copy_(torch.tensor(rows))
+        layer.bias.zero_()
+    return network
+
+
+def test_magnitude_is_incoming_times_outgoing():
+    first, second = significance.magnitude(by_hand())
+    assert first.tolist() == pytest.approx([5 * 5**0.5, 5 * 2])  # rows of W1, columns of W2
+    assert second.tolist() == pytest.approx([1 * 6, 8**0.5 * 8])
+
+
+def test_significance_by_hand_with_cells_and_a_closed_node():
+    """On [0, 1]^2 all is open: slopes are products of weights, widths sums of them."""
+    box = Interval(torch.zeros(2).double(), torch.ones(2).double())
+    first, second = significance.of_nodes(by_hand(), box)
+    assert first.tolist() == pytest.approx([7 * 22, 5 * 16])  # 1*6 + 2*8 and 2*8
+    assert second.tolist() == pytest.approx([7 * 6, 24 * 8])
+    assert significance.of_inputs(by_hand(), box).tolist() == pytest.approx([66, 168])
+    # One cell where the first node is shut, one where it is open: the larger slope counts, once.
+    network = by_hand()
+    network[0].bias[0] = -7.0
+    low, high = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[0.5, 0.0], [2.0, 1.0]]]).double()
+    first, _ = significance.of_nodes(network, Interval(low, high))
+    assert first.tolist() == pytest.approx([3 * 22, 5 * 16])
+
+
+def test_two_outputs_add_up():
+    network = by_hand()
+    twice = nn.Sequential(*network[:4], nn.Linear(2, 2).double()).requires_grad_(False)
+    twice[4].weight.copy_(torch.tensor([[6.0, 8.0], [-6.0, 8.0]]))
+    box = Interval(torch.zeros(2).double(), torch.ones(2).double())
+    x = torch.tensor([[0.0, 0], [1, 1]]).double()
+    for criterion, where in ((significance.of_nodes, box), (significance.of_data, x)):
+        assert criterion(twice, where)[1].tolist() == pytest.approx([2 * 7 * 6, 2 * 24 * 8])
+
+
+def test_what_data_show_by_hand():
+    """Every layer against derivatives and replacements one row, one node at a time."""
+    network, x = mlp(3, 4, 3, 2, activation=nn.Tanh), torch.randn(20, 3).double()
+    shown, cost = significance.of_data(network, x), significance.ablation_cost(network, x)
+    values = significance.hidden_values(network, x)
+    assert all(torch.equal(values[k], network[: 2 * k + 2](x)) for k in range(2))
+    for k, n in enumerate(values):
+        tail = network[2 * k + 2 :]
+        slopes = torch.stack([torch.func.jacrev(tail)(row) for row in n]).detach()
+        span = n.amax(0) - n.amin(0)
+        assert torch.allclose(shown[k], span * slopes.abs().amax(0).sum(0), rtol=1e-12)
+        for j in range(n.shape[1]):
+            held = torch.stack(
+                [torch.where(torch.arange(len(r)) == j, n[:, j].mean(), r) for r in n]
+            )
+            change = (tail(held) - network(x)).square().sum(1).mean().sqrt()
+            assert cost[k][j].item() == pytest.approx(change.item(), rel=1e-10)
+
+
+def test_a_node_that_goes_leaves_its_constant_in_the_next_bias():
+    network = by_hand()
+    network[2].bias[:] = torch.tensor([0.25, -0.5])
+    box = Interval(torch.zeros(2).double(), torch.ones(2).double())  # nodes in [0, 7] and [0, 5]
+    smaller = significance.prune(network, [1, 2], box=box, compensation="midpoint")
+    assert smaller[0].weight.tolist() == [[3, 4]]  # 154 against 80
+    assert smaller[2].weight.tolist() == [[1], [2]]
+    assert smaller[2].bias.tolist() == pytest.approx([0.25, -0.5 + 2 * 2.5])
+    data = torch.tensor([[0.0, 0.2], [0.0, 0.6]]).double()  # the second node is 1, then 3
+    smaller = significance.prune(network, [1, 2], box=box, compensation="mean", data=data)
+    assert smaller[2].bias.tolist() == pytest.approx([0.25, -0.5 + 2 * 2.0])
+
+
+def test_what_is_not_finite_does_not_prune():
+    network, box = by_hand(), unit_box(2)
+    for bad in (math.nan, math.inf, -math.inf):
+        scores = [torch.ones(2), torch.tensor([1.0, bad])]
+        with pytest.raises(ValueError, match=rf"scores\[1\] must be finite, got {bad}"):
+            significance.prune(network, [1, 1], box=box, scores=scores)
+        with pytest.raises(ValueError, match=f"data must be finite, got {bad}"):
+            significance.prune(network, [1, 1], box=box, data=torch.full((5, 2), bad).double())
+    everything = Interval(torch.full((2,), -math.inf).double(), torch.full((2,), math.inf).double())
+    with pytest.raises(ValueError, match=r"scores\[0\] must be finite"):
+        significance.prune(network, [1, 1], box=everything, compensation="none")
 
 
 def test_significance_ranks_nodes_as_ablation_does():

@@ -19,7 +19,7 @@ from ..arithmetic import intervals
 from ..arithmetic.intervals import Interval, layers_of, trace
 
 COMPENSATIONS = ("midpoint", "averaged", "mean", "none")
-CHUNK = 256  # boxes analysed at a time: their intermediates fit into a core's cache
+CHUNK, CHUNK_GPU = 256, 4096  # boxes at a time: what a core's cache holds, what fills a GPU
 
 
 def example() -> tuple[nn.Sequential, Interval]:
@@ -107,8 +107,9 @@ def of_nodes(network: nn.Sequential, box: Interval, splits: int = 1) -> list[Ten
     """
     extremes = None
     cells = cells_of(network, box, splits)
-    for i in range(0, len(cells), CHUNK):
-        t = trace(network, cells[i : i + CHUNK])
+    chunk = CHUNK if cells.device.type == "cpu" else CHUNK_GPU
+    for i in range(0, len(cells), chunk):
+        t = trace(network, cells[i : i + chunk])
         new = [
             (n.lo.amin(0), n.hi.amax(0), n_bar.mag.sum(-2).amax(0))
             for n, n_bar in zip(t.n[1:], t.n_bar[1:], strict=True)
@@ -222,8 +223,14 @@ def stand_ins(
     kind : "midpoint" of the node's interval over the box, the paper's; "averaged", mean of the
         midpoints over the sub-boxes; "mean" of its values on `data` (n, inputs), without data
         on 4,096 points spread over the box; "none", zero
+
+    Raises
+    ------
+    ValueError
+        An unknown `kind`, or data that are not finite.
     """
     require(kind in COMPENSATIONS, "compensation", kind, f"one of {', '.join(COMPENSATIONS)}")
+    require(data is None or data.isfinite(), "data", data, "finite")
     if kind == "mean":
         if data is None:
             low, high = (box.lo, box.hi) if box.ndim == 1 else (box.lo.amin(0), box.hi.amax(0))
@@ -258,12 +265,14 @@ def prune(
     ----------
     box, splits : of the analysis, as in `of_nodes`
     compensation, data : as in `stand_ins`
-    scores : rank the nodes by these instead, one tensor (width,) a hidden layer
+    scores : rank the nodes by these instead, one tensor (width,) a hidden layer, on any device
 
     Raises
     ------
     ValueError
-        `keep` or `scores` do not fit the network, or an unknown compensation.
+        `keep` or `scores` do not fit the network, scores that are not finite (NaN would count as
+        the most significant; an infinite significance ranks nothing, take a smaller box), data
+        that are not finite, or an unknown compensation.
     """
     linear, activation = layers_of(network)
     widths = [layer.out_features for layer in linear[:-1]]
@@ -273,10 +282,12 @@ def prune(
     scores = of_nodes(network, box, splits) if scores is None else scores
     shapes = [tuple(s.shape) for s in scores]
     require(shapes == [(w,) for w in widths], "scores", shapes, f"tensors of lengths {widths}")
+    for i, score in enumerate(scores):
+        require(score.isfinite(), f"scores[{i}]", score, "finite")
 
     weights, biases = _weights_and_biases(linear)
     for i, k in enumerate(keep):
-        stays = scores[i].topk(k).indices.sort().values
+        stays = scores[i].topk(k).indices.sort().values.to(weights[i].device)
         goes = torch.ones(widths[i], dtype=torch.bool, device=stays.device)
         goes[stays] = False
         biases[i + 1] = biases[i + 1] + weights[i + 1][:, goes] @ constants[i][goes].to(biases[i])
