@@ -117,6 +117,39 @@ def test_digital_and_barrier_against_quadrature(basket):
     assert basket.digital(spots).item() == pytest.approx(ql.CumulativeNormalDistribution()(-0.75))
 
 
+def test_a_barrier_out_of_reach_leaves_the_plain_call(basket, spots):
+    call = basket.call(spots)
+    for barrier in (math.inf, 1e308, 1e200, 1e15, 1e3):  # large numbers do not cancel
+        assert torch.allclose(basket.up_and_out(spots, barrier), call, atol=1e-12, rtol=1e-12)
+    spots = spots.clone().requires_grad_()
+    for barrier in (math.inf, 1e200):
+        (deltas,) = grad(basket.up_and_out(spots, barrier).sum(), spots)
+        assert torch.allclose(deltas, basket.greeks(spots).deltas, atol=1e-12)
+    assert basket.up_and_out(spots, 111.0).min() >= -1e-13
+    with pytest.raises(ValueError, match=r"above the strike .*, got nan"):
+        basket.up_and_out(spots, math.nan)
+
+
+def test_closed_forms_at_the_ends_of_the_line(basket):
+    """Far out all is zero, far in it is the forward; nothing is NaN, nothing negative."""
+    for level in (-math.inf, -1e308, -1e10, -700.0, 110.0, 1e10, 1e300, math.inf):
+        spots = torch.full((7,), level, dtype=torch.float64, requires_grad=True)
+        greeks = basket.greeks(spots)
+        assert greeks.price >= 0 and greeks.gamma >= 0 and not greeks.deltas.isnan().any()
+        assert torch.equal(basket.call(spots), greeks.price)
+        if level < 0:
+            assert greeks.price < 1e-300 and greeks.delta < 1e-300
+            assert basket.up_and_out(spots, 140.0) < 1e-300
+        if level > 110:
+            assert greeks.price.item() == pytest.approx(level - 110.0) and greeks.delta == 1
+            assert basket.up_and_out(spots, 140.0) == 0
+        if math.isfinite(level):
+            (deltas,) = grad(basket.call(spots), spots)
+            assert torch.allclose(deltas, greeks.deltas, atol=1e-14)
+    z = torch.linspace(-45, 45, 9001, dtype=torch.float64)[:, None].expand(-1, 7)
+    assert basket.call(110.0 + 20.0 * z).min() >= 0
+
+
 # Noise
 
 
@@ -326,9 +359,18 @@ def test_float32_follows_float64(basket, spots):
         assert torch.allclose(getattr(greeks, name).double(), getattr(exact, name), atol=2e-5)
 
 
+def test_the_spots_decide_the_dtype(basket, spots):
+    for greeks in (basket.greeks(spots.float()), basket.to(dtype=torch.float32).greeks(spots)):
+        assert len({t.dtype for t in greeks}) == 1
+    assert basket.greeks(spots.float()).price.dtype == torch.float32
+
+
 def test_bad_input_is_named(basket, spots):
     for change, name in [
         ({"vols": -basket.vols}, "vols"),
+        ({"vols": basket.vols * math.inf}, "vols must be positive and finite, got inf"),
+        ({"vols": basket.vols * 1e-200}, "basket's volatility must be positive and finite"),
+        ({"vols": basket.vols * 1e200}, "basket's volatility must be positive and finite"),
         ({"weights": 2 * basket.weights}, "weights"),
         ({"weights": basket.weights[:3]}, "vols"),
         ({"correlation": -basket.correlation}, "correlation"),

@@ -6,7 +6,8 @@ r"""A basket of correlated Bachelier assets: closed forms, paths, pathwise deriv
 (Sobolev Pruning, eq. 7 and definition 5, whose sum runs over one asset too many). The basket is
 itself a Bachelier asset, of volatility :math:`\sigma_B = \sqrt{a^\top\rho\,a}` with
 :math:`a_i = \omega_i\sigma_i`, so every price below is closed-form in the basket's level, while a
-network sees only the spots.
+network sees only the spots. Closed forms are computed on the device and in the dtype of the spots,
+wherever the basket is.
 """
 
 import math
@@ -49,7 +50,7 @@ class Basket:
     Attributes
     ----------
     weights : (dim,), sum to one
-    vols : (dim,), currency per square root of a year, positive
+    vols : (dim,), currency per square root of a year, positive and finite
     correlation : (dim, dim), symmetric, positive definite, unit diagonal
     strike, maturity : of the call; currency, years
     centre, spread : training spots are `centre` plus `spread` times the increments over the
@@ -76,7 +77,7 @@ class Basket:
         require(c.shape == (len(w), len(w)), "correlation", c, f"of shape {(len(w), len(w))}")
         loose = 1e-3 if w.dtype == torch.float32 else 1e-9
         require((w.sum() - 1).abs() < loose, "weights", float(w.sum()), "of sum one")
-        require(v > 0, "vols", v, "positive")
+        require((v > 0) & v.isfinite(), "vols", v, "positive and finite")
         require((c - c.T).abs() < loose, "correlation", c, "symmetric")
         require((c.diagonal() - 1).abs() < loose, "correlation diagonal", c.diagonal(), "one")
         _, info = torch.linalg.cholesky_ex(c)
@@ -85,6 +86,8 @@ class Basket:
             require(math.isfinite(getattr(self, name)), name, getattr(self, name), "finite")
         require(self.maturity > 0, "maturity", self.maturity, "positive")
         require(self.spread > 0, "spread", self.spread, "positive")
+        sigma = self.volatility  # of wild entries it may overflow, or vanish
+        require((sigma > 0) & sigma.isfinite(), "basket's volatility", sigma, "positive and finite")
 
     @classmethod
     def random(cls, dim: int = 7, seed: int = 0, volatility: float = 20.0, **settings) -> "Basket":
@@ -145,21 +148,22 @@ class Basket:
     # Closed forms
 
     def _moneyness(self, spots: Tensor) -> tuple[Tensor, Tensor]:
-        deviation = self.volatility * math.sqrt(self.maturity)
-        return (self.level(spots) - self.strike) / deviation, deviation
+        """Deviations between level and strike (...), and one deviation (), in currency."""
+        level = self.level(spots)
+        deviation = self.volatility.to(level) * math.sqrt(self.maturity)
+        return (level - self.strike) / deviation, deviation
 
     def call(self, spots: Tensor) -> Tensor:
         """Price of the call, (..., dim) -> (...); Sobolev Pruning, eq. 6."""
         z, deviation = self._moneyness(spots)
-        return deviation * paths.ramp(z, 1.0, "gaussian").value
+        return deviation * _ramp(z).value
 
     def greeks(self, spots: Tensor) -> Greeks:
         r"""Price, Delta :math:`\Phi(z)` (eq. 8) and Gamma :math:`\varphi(z)/(\sigma_B\sqrt T)`."""
         z, deviation = self._moneyness(spots)
-        price, delta, density = paths.ramp(z, 1.0, "gaussian")
-        return Greeks(
-            deviation * price, delta, density / deviation, delta[..., None] * self.weights
-        )
+        price, delta, density = _ramp(z)
+        deltas = delta[..., None] * self.weights.to(delta)
+        return Greeks(deviation * price, delta, density / deviation, deltas)
 
     def digital(self, spots: Tensor) -> Tensor:
         """Price of one unit of cash if the basket ends above the strike, (..., dim) -> (...)."""
@@ -169,25 +173,35 @@ class Basket:
         r"""Price of the call that dies when the basket touches `barrier`, (..., dim) -> (...).
 
         By reflection, g(B_0) - g(2 H - B_0), with g the price of the payoff cut at the barrier H.
+        Written out it is a static hedge, with C and D the prices of a call and a digital:
+
+        .. math:: C(K) - C(2H - K) - 2 (H - K)\,D(H),
+
+        in which no large numbers cancel, however far the barrier; ``math.inf`` is the plain call.
+
+        Raises
+        ------
+        ValueError
+            A barrier at or below the strike, or NaN.
         """
         require(barrier > self.strike, "barrier", barrier, f"above the strike {self.strike}")
-        level = self.level(spots)
-        deviation = self.volatility * math.sqrt(self.maturity)
-
-        def cut(level):
-            call = paths.ramp(level - self.strike, float(deviation), "gaussian").value
-            above = paths.ramp(level - barrier, float(deviation), "gaussian")
-            return call - above.value - (barrier - self.strike) * above.slope
-
-        return torch.where(level < barrier, cut(level) - cut(2 * barrier - level), 0.0)
+        mirror = 2 * (barrier - self.strike)
+        if math.isinf(mirror):
+            return self.call(spots)
+        z, deviation = self._moneyness(spots)
+        calls = _ramp(z).value - _ramp(z - mirror / deviation).value
+        at_barrier = z - (barrier - self.strike) / deviation
+        price = deviation * calls - mirror * torch.special.ndtr(at_barrier)
+        return torch.where(at_barrier < 0, price, 0.0)
 
     # Paths
 
     def _noise(self, n, dim, scheme, generator):
-        weights = self.weights
-        return paths.normals(
-            n, dim, scheme=scheme, generator=generator, dtype=weights.dtype, device=weights.device
-        )
+        """Normals on the basket's device; a generator elsewhere draws where it is."""
+        where = self.weights.device if generator is None else generator.device
+        dtype = self.weights.dtype
+        drawn = paths.normals(n, dim, scheme=scheme, generator=generator, dtype=dtype, device=where)
+        return drawn.to(self.weights.device)
 
     def spots(self, n: int, *, scheme="plain", generator=None) -> Tensor:
         """Training inputs (n, dim): `centre` + `spread` * correlated normal increments."""
@@ -200,7 +214,7 @@ class Basket:
         n = len(self.level(spots))
         noise = self._noise(n, steps * self.dim, scheme, generator).view(n, steps, self.dim)
         walk = (noise @ self.factor.T).cumsum(1) / math.sqrt(steps)
-        return torch.cat([spots[:, None], spots[:, None] + walk], dim=1)
+        return torch.cat([spots[:, None], spots[:, None] + walk.to(spots)], dim=1)
 
     def sample(
         self, n: int, *, scheme="plain", width: float = 0.0, kind="sigmoid", generator=None
@@ -229,3 +243,12 @@ class Basket:
                 (a + b) / 2 for a, b in zip((payoff, slope, curvature), mirror, strict=True)
             )
         return Sample(spots, payoff, slope[:, None] * self.weights, curvature)
+
+
+def _ramp(z: Tensor) -> paths.Ramp:
+    r"""z Phi(z) + phi(z), Phi(z), phi(z): never negative, and zero at minus infinity.
+
+    Beyond 40 deviations below nothing is left in float64, and -inf * 0 would be NaN.
+    """
+    value, slope, curvature = paths.ramp(z.clamp(min=-40.0), 1.0, "gaussian")
+    return paths.Ramp(value.clamp(min=0.0), slope, curvature)
