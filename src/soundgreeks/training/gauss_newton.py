@@ -108,10 +108,10 @@ class GaussNewton:
         for function, inputs in residuals:
             if not inputs:
                 columns = jacrev(self._of_free(function), chunk_size=count)(free)
-                yield _join(columns, self.size)
+                yield self._join(columns)
             for rows in zip(*(x.split(count) for x in inputs), strict=True):
                 axes = (None, *(0 for _ in rows))
-                yield _join(vmap(grad(self._of_free(function)), axes)(free, *rows), self.size)
+                yield self._join(vmap(grad(self._of_free(function)), axes)(free, *rows))
 
     @torch.no_grad()
     def _values(self, residuals: list[Residual]) -> Tensor:
@@ -127,6 +127,11 @@ class GaussNewton:
                 found.append(function(free).reshape(-1))
         return torch.cat(found).double()
 
+    def _join(self, columns: dict[str, Tensor]) -> Tensor:
+        """Derivatives by each weight, (n, *shape), side by side: (n, P)."""
+        parts = [columns[name].reshape(-1, w.numel()) for name, w in self.free.items()]
+        return torch.cat(parts, dim=1)
+
     def _of_free(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda free, *row: function(free | self.frozen, *row)
 
@@ -135,12 +140,6 @@ class GaussNewton:
 
     def load_state_dict(self, state: dict) -> None:
         self.damping, self.growth = state["damping"], state["growth"]
-
-
-def _join(columns: dict[str, Tensor], size: int) -> Tensor:
-    """Derivatives by each weight, (n, *shape), side by side: (n, size)."""
-    parts = [c.reshape(-1, c[0].numel()) if c.ndim else c.reshape(1, 1) for c in columns.values()]
-    return torch.cat(parts, dim=1).reshape(-1, size)
 
 
 def _solve(factor: Tensor, right: Tensor) -> Tensor:
