@@ -1,8 +1,13 @@
 """nbval compares what a checked cell shows, not the values it keeps for the prose."""
 
+import pytest
+import torch
+
 from soundgreeks.book.reference import GLUE
 
 
 def pytest_itemcollected(item):
     if hasattr(item.parent, "skip_compare"):
         item.parent.skip_compare = (*item.parent.skip_compare, f"{GLUE}text/plain")
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

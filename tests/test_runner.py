@@ -1,5 +1,6 @@
 """The runner rejects what it must, survives being killed, and promotes in one step."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import nbformat
 import psutil
 import pytest
 
-from soundgreeks.book import chapter, cli, runner
+from soundgreeks import weights
+from soundgreeks.book import chapter, cli, commands, runner
 
 CODE = nbformat.v4.new_code_cell
 PARAMETERS = 'profile = "read"\ndevice = "auto"\nseed = 0'
@@ -63,6 +65,8 @@ def soundgreeks(*arguments, **options):
         (["--profile", "quick"], "profile must be one of"),
         (["--device", "cuda:99"], "device must be 'auto' or one of 'cpu'"),
         (["--device", "gpu"], "got 'gpu'"),
+        (["--device", "meta"], "got 'meta'"),
+        (["--device", "float16"], "got 'float16'"),
         (["--set", "epochs=3"], "parameter must be one of profile, device, seed, got 'epochs'"),
         (["--set", "epochs"], "must be NAME=VALUE"),
         (["--timeout", "0"], "timeout must be a positive number of seconds, got 0"),
@@ -156,8 +160,8 @@ def test_a_killed_run_leaves_the_repository_as_it_was(project, number):
     assert runner.read_records(root)["01_one"]["state"] == "unfinished"
     if number != signal.SIGKILL:
         assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
-        assert "Stopped in 01_one. The committed notebook is as it was." in error
-        assert "Nothing was done before." in error and "Traceback" not in error
+        assert "01_one did not finish; its committed notebook is as it was." in error
+        assert "Done before: nothing." in error and "Traceback" not in error
     until = time.monotonic() + 20
     while psutil.pid_exists(kernel) and psutil.Process(kernel).status() != "zombie":
         assert time.monotonic() < until, "the kernel outlives its run"
@@ -185,5 +189,294 @@ def test_write_is_atomic(tmp_path, monkeypatch):
     target.write_text("old")
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        runner.write(notebook(), target, tmp_path / "scratch")
-    assert target.read_text() == "old"
+        runner.write(notebook(), target)
+    assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
+
+
+# --- Where results go ------------------------------------------------------------------------
+
+
+def no_run(*_, **__):
+    raise AssertionError("the chapter ran")
+
+
+@pytest.fixture
+def crossing(monkeypatch):
+    """A function that makes a folder another file system: moving a file into or out of it fails."""
+
+    def make(folder: Path) -> None:
+        whole = os.replace
+
+        def replace(source, target):
+            sides = {Path(p).resolve().is_relative_to(folder.resolve()) for p in (source, target)}
+            if len(sides) == 2:
+                raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+            whole(source, target)
+
+        monkeypatch.setattr(os, "replace", replace)
+
+    return make
+
+
+def test_out_may_lie_on_another_file_system(project, tmp_path, crossing):
+    project()
+    crossing(tmp_path / "elsewhere")
+    assert cli.main(["run", "--out", str(tmp_path / "elsewhere")]) == 0
+    assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["01_one.ipynb"]
+
+
+def refuse(number: int):
+    """Whatever is asked of the disk fails with this error."""
+
+    def refused(*arguments, **_):
+        raise OSError(number, os.strerror(number), str(arguments[0]))
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    "what, number",
+    [
+        ("a file", None),
+        ("full", errno.ENOSPC),
+        ("read-only", errno.EROFS),
+        ("no quota", errno.EDQUOT),
+    ],
+)
+def test_out_is_tried_before_the_chapter_runs(project, capsys, monkeypatch, what, number):
+    project()
+    monkeypatch.setattr(runner, "run", no_run)
+    if number is None:
+        Path("out").touch()
+    elif number == errno.EROFS:
+        monkeypatch.setattr(Path, "mkdir", refuse(number))
+    else:
+        monkeypatch.setattr(os, "fsync", refuse(number))
+    assert cli.main(["run", "--out", "out"]) == 2
+    error = capsys.readouterr().err
+    assert "out must be a folder with room to write, got" in error and error.count("\n") == 1
+    assert os.strerror(number or errno.EEXIST) in error
+
+
+def test_a_checkout_that_cannot_be_written_to_runs_and_stays_as_it_is(
+    project, tmp_path, monkeypatch, capsys
+):
+    root = project().parents[1]
+    access, state = os.access, tmp_path / "state"
+    writable = lambda path, mode: access(path, mode) and Path(path) != root  # noqa: E731
+    monkeypatch.setattr(os, "access", writable)
+    monkeypatch.setenv("XDG_STATE_HOME", str(state))
+    state.mkdir()
+    before = {p for p in root.rglob("*") if not p.is_relative_to(state)}
+    assert cli.main(["run"]) == 0
+    assert cli.main(["run", "--out", str(state / "out")]) == 0
+    assert {p for p in root.rglob("*") if not p.is_relative_to(state)} == before
+    assert (state / "out/01_one.ipynb").is_file()
+    capsys.readouterr()
+    assert cli.main(["status"]) == 0
+    assert "finished | read | cpu" in capsys.readouterr().out
+
+
+def test_without_a_state_folder_runs_go_to_the_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+    assert runner.workspace(tmp_path / "one").parent == tmp_path / "temporary"
+    assert runner.workspace(tmp_path / "one") != runner.workspace(tmp_path / "two")
+
+
+def test_two_runs_of_a_chapter_do_not_meet(project):
+    """Both hold their partial notebook at the same time; each finishes with its own."""
+    root = project(
+        "from pathlib import Path; import time\n"
+        "Path(f'at_{seed}').touch()\n"
+        "while not (Path('at_1').exists() and Path('at_2').exists()):\n    time.sleep(0.05)\n"
+        "print('seed', seed)"
+    ).parents[1]
+    runs = [soundgreeks("run", "--seed", seed, "--out", f"out_{seed}") for seed in "12"]
+    for seed, process in zip("12", runs, strict=True):
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        assert f"seed {seed}" in (root / f"out_{seed}/01_one.ipynb").read_text()
+    assert runner.read_records(root)["01_one"]["state"] == "finished"
+    assert list((root / "build/running").iterdir()) == []
+
+
+def test_a_record_is_written_in_one_step(tmp_path, monkeypatch):
+    record = {"chapter": "01_one", "when": "", "state": "x", "profile": "read", "device": "cpu"}
+    runner.write_record(tmp_path, record | {"versions": {}})
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError()))
+    with pytest.raises(OSError):
+        runner.write_record(tmp_path, record | {"versions": {}, "state": "y"})
+    assert runner.read_records(tmp_path)["01_one"]["state"] == "x"
+
+
+# --- One line where something is wrong -------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{", '{"when": 1}'])
+def test_a_damaged_record_is_named(project, capsys, text):
+    root = project().parents[1]
+    (root / "build/runs").mkdir(parents=True)
+    (root / "build/runs/01_one.json").write_text(text)
+    assert cli.main(["status"]) == 2
+    error = capsys.readouterr().err
+    assert f"{root}/build/runs/01_one.json is damaged: delete it" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "parts: 3", "parts: [{chapters: [1]}]", "a: [", "a:\n - b\n  c: d", "\xff"]
+)
+def test_a_damaged_table_of_contents_is_named(project, capsys, text):
+    contents = project().parent / "_toc.yml"
+    contents.write_bytes(text.encode("latin-1"))
+    assert cli.main(["list"]) == 2
+    error = capsys.readouterr().err
+    assert f"{contents} is damaged: " in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"nbformat": 4, "nbformat_minor": 5}'])
+def test_a_damaged_notebook_is_named(project, capsys, text):
+    path = project()
+    path.write_text(text)
+    assert cli.main(["run"]) == 2
+    error = capsys.readouterr().err
+    assert f"{path} is damaged: not a notebook" in error and error.count("\n") == 1
+
+
+def test_an_error_of_the_system_is_one_line(project, capsys, monkeypatch):
+    project()
+    monkeypatch.setattr(runner, "run", refuse(errno.ENOSPC))
+    assert cli.main(["run"]) == 2
+    assert capsys.readouterr().err == "soundgreeks: 01_one: No space left on device\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(project):
+    project()
+    process = soundgreeks("list")
+    process.stdout.close()  # before the first line is written
+    process.stdout = None
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 141
+
+
+@pytest.mark.parametrize("command", [["run"], ["list"], ["status"]])
+def test_ctrl_c_at_any_time_is_one_line(project, capsys, monkeypatch, command):
+    project()
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(runner, "chapters", lambda book: signal.raise_signal(signal.SIGINT))
+    assert cli.main(command) == 130
+    assert capsys.readouterr().err == "\nStopped.\n"
+    assert signal.getsignal(signal.SIGINT) == handler
+
+
+def test_names_that_the_shell_would_not_know():
+    assert cli.extras(["a=1", "b=x", "c=[1, 2]"]) == {"a": 1, "b": "x", "c": [1, 2]}
+
+
+# --- What is not installed -------------------------------------------------------------------
+
+
+def without(modules: str, *arguments, **options) -> subprocess.CompletedProcess:
+    """The command in a Python where importing any of these fails."""
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({modules.split()!r}))\n"
+        "from soundgreeks.book import cli; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, **options)
+
+
+EXTRAS = "nbformat nbclient papermill yaml matplotlib scipy IPython ipykernel QuantLib"
+
+
+@pytest.mark.parametrize(
+    "module, command",
+    [
+        ("yaml", "list"),
+        ("yaml", "status"),
+        ("yaml", "run"),
+        ("nbformat", "run"),
+        ("papermill", "run"),
+    ],
+)
+def test_what_a_command_lacks_is_said_in_one_line(project, module, command):
+    project()
+    result = without(module, command)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith(f"soundgreeks: {module} is missing; pip install -e '.[run]'")
+    assert result.stderr.count("\n") == 1 and not Path("build").exists()
+
+
+def test_training_and_evaluation_need_the_library_alone(tmp_path):
+    trained = without(EXTRAS, "train", "smoke", "--out", str(tmp_path))
+    assert trained.returncode == 0, trained.stderr
+    file = str(tmp_path / "smoke.safetensors")
+    evaluated = without(EXTRAS, "evaluate", file, "--points", "200", "--device", "cpu")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "negative Gammas" in evaluated.stdout
+
+
+# --- Training and evaluation -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ("evaluate sound --device meta", "device must be 'auto' or one of 'cpu'"),
+        ("evaluate sound --device float16", "got 'float16'"),
+        ("evaluate sound --points 0", "points must be at least 1, got 0"),
+        ("evaluate sound --seed -1", "seed must be an integer in [0, 2**31), got -1"),
+        ("evaluate pruned", "must hold an operator"),
+        ("train smoke --out run --device cuda:99", "device must be"),
+        ("train smoke --out run --seed -1", "seed must be"),
+        ("train smoke --out run --evaluation-seed -1", "evaluation_seed must be"),
+        ("train smoke --out file", "out must be a folder with room to write, got file"),
+    ],
+)
+def test_bad_input_to_training_and_evaluation(tmp_path, monkeypatch, capsys, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(commands, "_train", no_run)
+    Path("file").touch()
+    assert cli.main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1
+
+
+def test_evaluate_offers_operators_alone(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    text = capsys.readouterr().out
+    offered = text[text.index("one of") : text.index("or a")]
+    assert "sound" in offered and "deepsvm" in offered
+    assert not any(name in offered for name in ("pruned", "oversized", "rivals", "finetuned"))
+    assert all(weights.read(name)[1]["kind"] == "operator" for name in commands.operators())
+
+
+def test_ctrl_c_in_evaluate_is_one_line(capsys, monkeypatch):
+    stop = lambda *_: signal.raise_signal(signal.SIGINT)  # noqa: E731
+    monkeypatch.setattr(commands.evaluation, "evaluate", stop)
+    assert cli.main(["evaluate", "sound"]) == 130
+    assert capsys.readouterr().err == "\nStopped.\n"
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_ctrl_c_in_train_says_whether_a_checkpoint_is_there(tmp_path, capsys, monkeypatch, saved):
+    def train_operator(config, directory, **_):
+        if saved:
+            (directory / "checkpoint.pt").touch()
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(commands, "train_operator", train_operator)
+    assert cli.main(["train", "smoke", "--out", str(tmp_path)]) == 130
+    error = capsys.readouterr().err
+    assert ("checkpoint.pt is saved: the same command goes on" in error) == saved
+    assert ("There is no checkpoint" in error) != saved and error.strip().count("\n") == 0
+
+
+def test_a_loss_that_is_not_finite_is_one_line(tmp_path, capsys, monkeypatch):
+    def train_operator(*_, **__):
+        raise FloatingPointError("loss is nan at step 3")
+
+    monkeypatch.setattr(commands, "train_operator", train_operator)
+    assert cli.main(["train", "smoke", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "soundgreeks: loss is nan at step 3\n"

@@ -2,6 +2,7 @@
 
 import torch
 
+from .._environment import select_device
 from .._validate import require
 from . import reference
 
@@ -9,27 +10,6 @@ PROFILES = ("read", "smoke", "full")
 """`read` loads shipped weights, `smoke` trains at toy size, `full` trains from scratch."""
 
 SENTINEL = "chapter complete"
-
-
-def select_device(device: str = "auto") -> torch.device:
-    """The device to compute on; ``"auto"`` is CUDA where there is one, otherwise the CPU.
-
-    Raises
-    ------
-    ValueError
-        Not a device, or a GPU that this machine does not have.
-    """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto":
-        return torch.device("cuda" if gpus else "cpu")
-    allowed = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{i}" for i in range(gpus))]
-    require(
-        device in allowed,
-        "device",
-        repr(device),
-        f"'auto' or one of {', '.join(map(repr, allowed))} on this machine",
-    )
-    return torch.device(device)
 
 
 def validate(profile: str, device: str, seed: int) -> torch.device:

@@ -1,7 +1,9 @@
 """The command ``soundgreeks``: chapters here, training and evaluation in `commands`."""
 
 import argparse
+import ast
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -11,19 +13,53 @@ from .chapter import PROFILES
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Parse the command line, do what it asks, and return the exit status."""
+    """Parse the command line, do what it asks, and return the exit status.
+
+    What goes wrong is a line on standard error and a status: 2 for a bad argument or a file that
+    cannot be read or written, 1 for work that failed, 128 + N for work that signal N stopped.
+    """
+    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        args = parser().parse_args(arguments)
+        status = args.run(args) or 0
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt as stop:
+        print("\nStopped.", *getattr(stop, "__notes__", []), file=sys.stderr)
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (runner.Unfinished, FloatingPointError) as error:
+        return _fail(error, 1)
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 2)
+    except (ValueError, runner.Missing) as error:
+        return _fail(error, 2)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _fail(reason: object, status: int) -> int:
+    print(f"soundgreeks: {reason}", file=sys.stderr)
+    return status
+
+
+def _stop(number, frame):
+    logging.disable()  # the last words of the kernel, which is stopped on purpose
+    raise KeyboardInterrupt(number)  # our own, or asyncio would take its time over Ctrl-C
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; each command sets `run`, called with the parsed arguments."""
     parser = argparse.ArgumentParser(prog="soundgreeks", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     add_list(subparsers)
     add_run(subparsers)
     add_status(subparsers)
     commands.add_commands(subparsers)
-    args = parser.parse_args(arguments)
-    try:
-        return args.run(args) or 0
-    except (ValueError, FileNotFoundError) as error:
-        print(f"soundgreeks: {error}", file=sys.stderr)
-        return 2
+    return parser
 
 
 def add_list(subparsers) -> None:
@@ -31,11 +67,10 @@ def add_list(subparsers) -> None:
     parser.set_defaults(run=list_chapters)
 
 
-def list_chapters(args) -> int:
+def list_chapters(args) -> None:
     root = runner.find_root()
     for name, path in runner.chapters(root / "book").items():
         print(f"{name:28} {path.relative_to(root)}")
-    return 0
 
 
 def add_run(subparsers) -> None:
@@ -62,43 +97,40 @@ def add_run(subparsers) -> None:
     parser.set_defaults(run=run_chapters)
 
 
-def run_chapters(args) -> int:
+def run_chapters(args) -> None:
     root = runner.find_root()
-    out = (args.out or root / "build/chapters").resolve()
+    out = (args.out or runner.workspace(root) / "chapters").resolve()
     chosen = runner.select(root / "book", args.chapters)
-    given = {"profile": args.profile, "device": args.device, "seed": args.seed} | extras(args.extra)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)  # our own, or asyncio would take its time over Ctrl-C
     if out == root / "book" or root / "book" in out.parents:
         raise ValueError(f"out must lie outside the book, which only --promote changes, got {out}")
+    given = {"profile": args.profile, "device": args.device, "seed": args.seed} | extras(args.extra)
+    for path in chosen.values():
+        runner.prepare(path, timeout=args.timeout, **given)
+    runner.tool("papermill")
+    runner.require_room(out)
+    runner.require_room(runner.workspace(root), "build")
+    for folder in {path.parent for path in chosen.values()} if args.promote else ():
+        runner.require_room(folder, "book")
     done: list[str] = []
-    try:
-        for name, path in chosen.items():
+    for name, path in chosen.items():
+        try:
             notebook = runner.run(name, path, root=root, timeout=args.timeout, **given)
             target = out / path.relative_to(root / "book")
-            runner.write(notebook, target, root / "build/promoting")
-            done.append(f"{name}: finished, {target}")
+            runner.write(notebook, target)
+            line = f"{name}: finished, {target}"
             if args.promote:
-                changed = runner.promote(notebook, path, root)
-                done[-1] += f"; promoted to {path}" if changed else "; committed one unchanged"
-            print(done[-1], flush=True)
-    except KeyboardInterrupt as stop:
-        print(f"\nStopped in {name}. The committed notebook is as it was.", file=sys.stderr)
-        print(
-            "\n".join(["Done before:", *done] if done else ["Nothing was done before."]),
-            file=sys.stderr,
-        )
-        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
-    except runner.Unfinished as error:
-        print(f"soundgreeks: {error}", file=sys.stderr)
-        return 1
-    return 0
+                changed = runner.promote(notebook, path)
+                line += f"; promoted to {path}" if changed else "; committed one unchanged"
+        except KeyboardInterrupt as stop:
+            stop.add_note(f"{name} did not finish; its committed notebook is as it was.")
+            stop.add_note(f"Done before: {', '.join(done) or 'nothing'}.")
+            raise
+        print(line, flush=True)
+        done.append(name)
 
 
 def extras(pairs: list[str]) -> dict:
     """The ``NAME=VALUE`` of ``--set`` with literal values; a bare word is a string."""
-    import ast
-
     values = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -111,22 +143,16 @@ def extras(pairs: list[str]) -> dict:
     return values
 
 
-def _stop(number, frame):
-    logging.disable()  # the last words of the kernel, which is stopped on purpose
-    raise KeyboardInterrupt(number)
-
-
 def add_status(subparsers) -> None:
     parser = subparsers.add_parser("status", help="the last run of each chapter on this machine")
     parser.set_defaults(run=show_status)
 
 
-def show_status(args) -> int:
+def show_status(args) -> None:
     root = runner.find_root()
     for name, *fields in runner.status(root):
         print(name)
         print("    " + " | ".join(field for field in fields if field))
-    return 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ import torch
 import torch.distributed as dist
 
 from .. import weights
+from .._environment import device_name, select_device
+from .._validate import require
 from ..operators import PRESETS, evaluation, train_operator
+from .runner import require_room
 
 
 def add_commands(subparsers) -> None:
@@ -27,15 +30,52 @@ def add_commands(subparsers) -> None:
     parser.add_argument("--note", default="", help="a sentence for the provenance")
     parser.set_defaults(run=train)
     parser = subparsers.add_parser("evaluate", help="measure an operator against the truth")
-    parser.add_argument("weights", help=f"one of {weights.available()} or a file")
+    parser.add_argument("weights", help=f"one of {', '.join(operators())} or a file")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--points", type=int, default=20_000)
     parser.set_defaults(run=evaluate)
 
 
+def operators() -> list[str]:
+    """Names of the shipped files that hold an operator, by the kind in their provenance."""
+    return [name for name in weights.available() if _kind(name) == "operator"]
+
+
+def _kind(name: str) -> str | None:
+    try:
+        return json.loads((weights.SHIPPED / f"{name}.json").read_text("utf-8"))["kind"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # damaged; `weights.load` says how
+
+
 def train(arguments: argparse.Namespace) -> None:
-    """Train, measure, and write OUT/PRESET.safetensors with its provenance."""
-    device = pick_device(arguments.device)
+    """Train, measure, and write OUT/PRESET.safetensors with its provenance.
+
+    Raises
+    ------
+    ValueError
+        No such device here, a folder that cannot be written to or holds another run.
+    KeyboardInterrupt
+        Stopped; a note says whether there is a checkpoint to go on from.
+    """
+    device = select_device(arguments.device)
+    for name in ("seed", "evaluation_seed"):
+        require_seed(name, getattr(arguments, name))
+    require_room(arguments.out)
+    try:
+        _train(arguments, device)
+    except KeyboardInterrupt as stop:
+        saved = (arguments.out / "checkpoint.pt").is_file()
+        stop.add_note(
+            f"{arguments.out}/checkpoint.pt is saved: the same command goes on from there."
+            if saved
+            else f"There is no checkpoint in {arguments.out} yet."
+        )
+        raise
+
+
+def _train(arguments: argparse.Namespace, device: torch.device) -> None:
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         if device.type == "cuda":
@@ -53,7 +93,7 @@ def train(arguments: argparse.Namespace) -> None:
             {
                 "profile": "full",
                 "preset": config.name,
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+                "device": device_name(device),
                 "processes": dist.get_world_size() if dist.is_initialized() else 1,
                 "note": arguments.note,
                 "training": summary,
@@ -84,25 +124,21 @@ def history(log: Path, lines: int = 300) -> dict[str, list]:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Print the whole table."""
-    operator = weights.load(arguments.weights)
-    table = evaluation.evaluate(operator, arguments.seed, arguments.points)
-    print(evaluation.format_table(table))
-
-
-def pick_device(name: str) -> torch.device:
-    """`name` as a device; "auto" is CUDA where there is one.
+    """Print the whole table.
 
     Raises
     ------
     ValueError
-        No such device here.
+        No such device here, no operator, a negative seed or no points.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from error
-    return device
+    device = select_device(arguments.device)
+    require_seed("seed", arguments.seed)
+    require(arguments.points >= 1, "points", arguments.points, "at least 1")
+    operator = weights.load(arguments.weights).to(device)
+    table = evaluation.evaluate(operator, arguments.seed, arguments.points)
+    print(evaluation.format_table(table))
+
+
+def require_seed(name: str, seed: int) -> None:
+    """Raise `ValueError` unless the argument called `name` is a seed, in [0, 2**31)."""
+    require(0 <= seed < 2**31, name, seed, "an integer in [0, 2**31)")

@@ -35,7 +35,7 @@ def style() -> None:
             "grid.alpha": 0.25,
             "axes.spines.top": False,
             "axes.spines.right": False,
-            "axes.prop_cycle": mpl.cycler(  # neither orange nor blue: those two have a meaning
+            "axes.prop_cycle": plt.cycler(  # neither orange nor blue: those two have a meaning
                 color=["#0B3B36", "#2F8F83", "#8C8C8C", "#A05195", "#5FBFB3"],
                 linestyle=["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))],
             ),
@@ -82,7 +82,7 @@ def errors(axis, x, error, *, xlabel: str, ylabel: str = "absolute error", **lin
 def surface(axis, x, y, z, *, xlabel: str, ylabel: str, label: str, signed: bool = False) -> None:
     """Draw z (len(y), len(x)) as a map with contour lines; `signed` centres the colours at zero."""
     x, y, z = _array(x), _array(y), _array(z)
-    reach = abs(z).max() if signed else None
+    reach = abs(z).max()
     limits = {"vmin": -reach, "vmax": reach, "cmap": ERRORS} if signed else {"cmap": VALUES}
     drawn = axis.pcolormesh(x, y, z, shading="gouraud", **limits)
     levels = np.linspace(z.min(), z.max(), 10)[1:-1]  # the extremes would trace rounding noise

@@ -1,33 +1,57 @@
 """Run the chapters with papermill, tell whether they finished, and promote clean results.
 
 The committed notebooks are read and never written, except by `promote`, which replaces one of
-them by a finished, default-parameter run of itself in a single step. All else goes to ``build/``.
+them by a finished, default-parameter run of itself in a single step. All else goes to `workspace`.
 """
 
 import ast
 import copy
+import hashlib
+import importlib
 import json
 import os
 import re
-import sys
+import tempfile
 import time
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-import nbformat
-
+from .._environment import device_name, environment
 from .._validate import require
 from .chapter import SENTINEL, validate
 from .reference import GLUE
 
 LONGEST_CELL = 30
+ROOM = 2**21  # bytes that a folder must have room for: an executed chapter holds less
 MIME_WIDGET = "application/vnd.jupyter.widget"
 TIMING = re.compile(r"Wall time|CPU times|\bit/s\b|\d ?(?:s|ms|µs|us|ns|secs?|seconds|minutes)\b")
 
 
 class Unfinished(RuntimeError):
     """A chapter that raised, ran out of time, or never came to its last cell."""
+
+
+class Missing(ImportError):
+    """A package that the chapters need and the library itself does not."""
+
+
+def tool(name: str) -> ModuleType:
+    """The module `name`, which the library's own dependencies do not bring.
+
+    Raises
+    ------
+    Missing
+        It, or something it needs, is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise Missing(
+            f"{error.name} is missing; pip install -e '.[run]' in the project's folder installs "
+            "what the chapters need"
+        ) from error
 
 
 # --- Which chapters there are ----------------------------------------------------------------
@@ -49,13 +73,45 @@ def find_root(start: Path | None = None) -> Path:
 
 
 def chapters(book: Path) -> dict[str, Path]:
-    """The book's notebooks by name (``01_heston_transform``), in the order of ``_toc.yml``."""
-    import yaml
+    """The book's notebooks by name (``01_heston_transform``), in the order of ``_toc.yml``.
 
-    toc = yaml.safe_load((book / "_toc.yml").read_text("utf-8"))
-    entries = [e for part in toc.get("parts", []) for e in part.get("chapters", [])]
-    paths = [book / f"{entry['file']}.ipynb" for entry in entries if "file" in entry]
+    Raises
+    ------
+    ValueError
+        ``_toc.yml`` is damaged.
+    """
+    yaml, contents = tool("yaml"), book / "_toc.yml"
+    try:
+        toc = yaml.safe_load(contents.read_text("utf-8"))
+        entries = [e for part in toc.get("parts", []) for e in part.get("chapters", [])]
+        paths = [book / f"{entry['file']}.ipynb" for entry in entries if "file" in entry]
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError) as error:
+        raise damaged(contents, error) from error
     return {path.stem: path for path in paths if path.is_file()}
+
+
+def damaged(path: Path, error: object) -> ValueError:
+    """One line that names the file."""
+    return ValueError(f"{path} is damaged: {' '.join(str(error).split())}")
+
+
+def read(path: Path):
+    """The notebook at `path`.
+
+    Raises
+    ------
+    ValueError
+        It is no notebook.
+    """
+    nbformat = tool("nbformat")
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except OSError:
+        raise
+    except Exception as error:  # nbformat raises whatever it stumbles over
+        raise damaged(path, f"not a notebook ({type(error).__name__})") from error
+    return notebook
 
 
 def select(book: Path, names: list[str]) -> dict[str, Path]:
@@ -99,36 +155,94 @@ def parameters(notebook) -> dict:
 # --- One run -----------------------------------------------------------------------------------
 
 
-def run(name: str, path: Path, *, root: Path, timeout: int = 600, progress=True, **given):
-    """Execute one chapter in ``build/`` and return the cleaned notebook.
+def workspace(root: Path) -> Path:
+    """Where the project at `root` keeps its runs and their records: its ``build`` folder.
+
+    For a checkout that cannot be written to, a folder of its own in the user's state folder
+    (``$XDG_STATE_HOME``), or among the temporary files where there is none either.
+    """
+    mark = hashlib.sha256(str(root).encode()).hexdigest()[:8]
+    state = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"))
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    choices = (
+        root / "build",
+        state / "soundgreeks" / f"{root.name}-{mark}",
+        Path(tempfile.gettempdir()) / f"soundgreeks{user}-{mark}",
+    )
+    return next((folder for folder in choices if _may_write(folder)), choices[-1])
+
+
+def _may_write(folder: Path) -> bool:
+    """Whether `folder`, or the nearest one above it that exists, lets us write."""
+    there = next(p for p in (folder, *folder.parents) if os.path.exists(p))
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
+def require_room(folder: Path, name: str = "out") -> None:
+    """Make `folder`, the value of the argument `name`, and see that it takes `ROOM` bytes.
+
+    Raises
+    ------
+    ValueError
+        It is a file, cannot be written to, or is full.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(ROOM))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise ValueError(
+            f"{name} must be a folder with room to write, got {folder}: {error.strerror}"
+        ) from error
+
+
+def prepare(path: Path, *, timeout: int = 600, **given) -> tuple[dict, dict]:
+    """The parameters of the chapter at `path`: its own, and those in force.
 
     Parameters
     ----------
-    name, path : the chapter, as `chapters` gives it
-    root : the project's folder; the run and its record are kept under ``root/build``
     timeout : seconds that one cell may take
     given : `profile`, `device`, `seed`, or any other name of the chapter's parameters cell
 
     Raises
     ------
     ValueError
-        An unknown parameter, profile or device.
-    Unfinished
-        A cell failed or took too long, or the last cell was not reached.
+        A damaged notebook, or an unknown parameter, profile or device.
     """
-    import papermill
-
-    notebook = nbformat.read(path, as_version=4)
-    defaults = parameters(notebook)
+    defaults = parameters(read(path))
     require(timeout > 0, "timeout", timeout, "a positive number of seconds")
     for key in given:
         require(key in defaults, "parameter", repr(key), f"one of {', '.join(defaults)}")
     values = defaults | given
+    validate(values["profile"], values["device"], values["seed"])
+    return defaults, values
+
+
+def run(name: str, path: Path, *, root: Path, timeout: int = 600, progress=True, **given):
+    """Execute one chapter in the `workspace` and return the cleaned notebook.
+
+    Parameters
+    ----------
+    name, path : the chapter, as `chapters` gives it
+    root : the project's folder
+    timeout, given : as for `prepare`
+
+    Raises
+    ------
+    ValueError
+        As for `prepare`.
+    Unfinished
+        A cell failed or took too long, or the last cell was not reached.
+    """
+    papermill = tool("papermill")
+    defaults, values = prepare(path, timeout=timeout, **given)
     device = validate(values["profile"], values["device"], values["seed"])
 
-    scratch = root / "build/running" / f"{name}.ipynb"
+    scratch = workspace(root) / "running" / f"{name}.{os.getpid()}.ipynb"
     scratch.parent.mkdir(parents=True, exist_ok=True)
-    record = {"chapter": name, **values, "device": device_name(device), "versions": versions()}
+    record = {"chapter": name, **values, "device": device_name(device), **environment()}
     record |= {"when": datetime.now(UTC).isoformat(timespec="seconds"), "state": "unfinished"}
     write_record(root, record)  # so that even a killed run is on record
     start = time.perf_counter()
@@ -143,7 +257,7 @@ def run(name: str, path: Path, *, root: Path, timeout: int = 600, progress=True,
             cwd=path.parent,
             progress_bar={"desc": name, "unit": "cell", "disable": None if progress else True},
         )
-        done = nbformat.read(scratch, as_version=4)
+        done = read(scratch)
         require_complete(done)
         record["state"] = "finished"
     except KeyboardInterrupt:
@@ -157,7 +271,7 @@ def run(name: str, path: Path, *, root: Path, timeout: int = 600, progress=True,
     finally:
         record["wall_s"] = round(time.perf_counter() - start, 1)
         if scratch.is_file():
-            record["verdicts"] = {v["key"]: v for v in verdicts(nbformat.read(scratch, 4))}
+            record["verdicts"] = {v["key"]: v for v in verdicts(read(scratch))}
         write_record(root, record)
     scratch.unlink()
     return clean(done)
@@ -185,7 +299,7 @@ def clean(notebook):
     No papermill metadata, times, standard error, widget state or Python version; adjacent pieces
     of standard output, which arrive as the clock has it, are joined.
     """
-    notebook = copy.deepcopy(notebook)
+    nbformat, notebook = tool("nbformat"), copy.deepcopy(notebook)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     language = {"name": "python", "file_extension": ".py", "pygments_lexer": "ipython3"}
     notebook.metadata = nbformat.from_dict({"kernelspec": kernel, "language_info": language})
@@ -196,7 +310,7 @@ def clean(notebook):
             del cell.metadata["tags"]
         if cell.cell_type != "code":
             continue
-        kept = []
+        kept: list[Any] = []
         for output in cell.outputs:
             if output.get("name") == "stderr":
                 continue
@@ -289,20 +403,27 @@ def _cell_faults(cell) -> list[str]:
     return found
 
 
-def write(notebook, target: Path, scratch: Path) -> bool:
-    """Put `notebook` at `target` in one step by way of the folder `scratch`; False if unchanged."""
+def write(notebook, target: Path) -> bool:
+    """Put `notebook` at `target` in one step; False if it is there already."""
     text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     if target.is_file() and target.read_bytes() == text.encode():
         return False
-    scratch.mkdir(parents=True, exist_ok=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = scratch / f"{target.name}.{os.getpid()}"
-    part.write_text(text, "utf-8", newline="\n")
-    os.replace(part, target)
+    _replace(target, text)
     return True
 
 
-def promote(notebook, target: Path, root: Path) -> bool:
+def _replace(target: Path, text: str) -> None:
+    """Write a file in one step: all of it or, whatever happens, none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_text(text, "utf-8", newline="\n")
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def promote(notebook, target: Path) -> bool:
     """Make a cleaned, executed notebook the committed one; False if it is that already.
 
     Raises
@@ -315,36 +436,35 @@ def promote(notebook, target: Path, root: Path) -> bool:
         found.append("was run with other parameters than its own, which nbval could not repeat")
     if found:
         raise ValueError(f"{target.name} is not promoted:\n  " + "\n  ".join(found))
-    return write(notebook, target, root / "build/promoting")
+    return write(notebook, target)
 
 
 # --- Records of runs ---------------------------------------------------------------------------
 
 
-def device_name(device) -> str:
-    """``cpu``, or the name of the GPU."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-def versions() -> dict[str, str]:
-    """The versions that a run depends on."""
-    packages = {name: version(name) for name in ("torch", "numpy", "scipy", "soundgreeks")}
-    return {"python": ".".join(map(str, sys.version_info[:3])), **packages}
-
-
 def write_record(root: Path, record: dict) -> None:
     """Keep `record` as the last run of its chapter on this machine."""
-    path = root / "build/runs" / f"{record['chapter']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    path = workspace(root) / "runs" / f"{record['chapter']}.json"
+    _replace(path, json.dumps(record, indent=1) + "\n")
 
 
 def read_records(root: Path) -> dict[str, dict]:
-    """The last run of each chapter on this machine, by name; chapters that never ran are absent."""
-    paths = sorted((root / "build/runs").glob("*.json"))
-    return {path.stem: json.loads(path.read_text("utf-8")) for path in paths}
+    """The last run of each chapter on this machine, by name; chapters that never ran are absent.
+
+    Raises
+    ------
+    ValueError
+        A record is damaged.
+    """
+    records = {}
+    for path in sorted((workspace(root) / "runs").glob("*.json")):
+        try:
+            records[path.stem] = record = json.loads(path.read_text("utf-8"))
+            for field in ("when", "state", "profile", "device", "versions"):
+                record[field]
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(path, f"delete it ({type(error).__name__}: {error})") from error
+    return records
 
 
 def status(root: Path, book: Path | None = None) -> list[list[str]]:
@@ -357,7 +477,8 @@ def status(root: Path, book: Path | None = None) -> list[list[str]]:
         judged = [v["ok"] for v in record.get("verdicts", {}).values() if v["judged"]]
         wall = f"{record['wall_s']} s" if "wall_s" in record else ""
         when = record["when"].replace("T", " ").replace("+00:00", " UTC")
-        used = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+        versions = {"python": record.get("python", "?")} | record["versions"]
+        used = ", ".join(f"{k} {v}" for k, v in versions.items())
         checks = f"{sum(judged)} of {len(judged)} ok"
         fields = (when, record["state"], record["profile"], record["device"], wall, checks, used)
         rows.append([name, *fields])
