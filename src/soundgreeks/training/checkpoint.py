@@ -1,5 +1,6 @@
 """Checkpoints written whole, one training for each, Ctrl-C between steps."""
 
+import io
 import os
 import signal
 import sys
@@ -36,10 +37,9 @@ def read(path: Path, device: torch.device) -> dict:
     ValueError
         The file is damaged, or of another version.
     """
+    content = io.BytesIO(path.read_bytes())
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except OSError:
-        raise
+        state = torch.load(content, map_location=device, weights_only=True)
     except Exception as error:  # torch raises a dozen kinds
         raise unusable(path, "damaged") from error
     if not (isinstance(state, dict) and state.get("format") == FORMAT):
