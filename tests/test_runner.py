@@ -14,6 +14,7 @@ import pytest
 
 from soundgreeks import weights
 from soundgreeks.book import chapter, cli, commands, runner
+from soundgreeks.operators import PricingProblem
 
 CODE = nbformat.v4.new_code_cell
 PARAMETERS = 'profile = "read"\ndevice = "auto"\nseed = 0'
@@ -471,6 +472,19 @@ def test_ctrl_c_in_train_says_whether_a_checkpoint_is_there(tmp_path, capsys, mo
     error = capsys.readouterr().err
     assert ("checkpoint.pt is saved: the same command goes on" in error) == saved
     assert ("There is no checkpoint" in error) != saved and error.strip().count("\n") == 0
+
+
+def test_ctrl_c_in_train_saves(tmp_path, capsys, monkeypatch):
+    begin = PricingProblem.begin
+
+    def stopped(self, *arguments):
+        if arguments[-1] == 3:
+            signal.raise_signal(signal.SIGINT)
+        begin(self, *arguments)
+
+    monkeypatch.setattr(PricingProblem, "begin", stopped)
+    assert cli.main(["train", "smoke", "--out", str(tmp_path)]) == 130
+    assert "checkpoint.pt is saved" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_is_one_line(tmp_path, capsys, monkeypatch):

@@ -18,7 +18,8 @@ def main(arguments: list[str] | None = None) -> int:
     What goes wrong is a line on standard error and a status: 2 for a bad argument or a file that
     cannot be read or written, 1 for work that failed, 128 + N for work that signal N stopped.
     """
-    handlers = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, _stop)
     try:
         args = parser().parse_args(arguments)
         status = args.run(args) or 0
@@ -48,7 +49,7 @@ def _fail(reason: object, status: int) -> int:
 
 def _stop(number, frame):
     logging.disable()  # the last words of the kernel, which is stopped on purpose
-    raise KeyboardInterrupt(number)  # our own, or asyncio would take its time over Ctrl-C
+    raise KeyboardInterrupt(number)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -112,6 +113,7 @@ def run_chapters(args) -> None:
     for folder in {path.parent for path in chosen.values()} if args.promote else ():
         runner.require_room(folder, "book")
     done: list[str] = []
+    signal.signal(signal.SIGINT, _stop)  # our own, or asyncio would take its time over Ctrl-C
     for name, path in chosen.items():
         try:
             notebook = runner.run(name, path, root=root, timeout=args.timeout, **given)
