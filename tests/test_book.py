@@ -1,6 +1,9 @@
 """What every committed chapter must satisfy, and that the pages around them agree with it."""
 
+import ast
 import re
+import subprocess
+import sys
 import tomllib
 
 import nbformat
@@ -46,6 +49,30 @@ def test_stored_verdicts_agree_with_the_reference(path):
 def test_every_reference_number_is_checked_by_a_chapter():
     checked = {v["key"] for p in CHAPTERS.values() for v in runner.verdicts(nbformat.read(p, 4))}
     assert set(reference.load()) == checked
+
+
+def glued_by_profile(source: str) -> list[str]:
+    """The names that a cell glues under an `if` about the profile."""
+    found = []
+    for branch in ast.walk(ast.parse(source)):
+        if not isinstance(branch, ast.If) or branch.orelse:
+            continue
+        asked = {name.id for name in ast.walk(branch.test) if isinstance(name, ast.Name)}
+        for call in ast.walk(branch):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "glue":
+                found += [ast.unparse(call.args[0])] * bool(asked & {"profile", "full", "smoke"})
+    return found
+
+
+@pytest.mark.parametrize("path", CHAPTERS.values(), ids=CHAPTERS)
+def test_the_prose_finds_its_numbers_in_every_profile(path):
+    cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    assert [name for source in cells for name in glued_by_profile(source)] == []
+
+
+def test_a_number_glued_in_one_profile_alone_is_seen():
+    assert glued_by_profile('if profile == "read":\n    glue("a", 1)') == ["'a'"]
+    assert glued_by_profile('if x:\n    glue("a", 1)') == []
 
 
 def test_no_notebook_stands_outside_the_contents():
@@ -105,10 +132,13 @@ def names(lines) -> set[str]:
     return {m.group().lower().replace("_", "-").replace(".", "-") for m in found if m}
 
 
+def lines_of(lock: list[str]) -> list[str]:
+    return [line for line in lock if line and not line.startswith("#")]
+
+
 def test_lock_pins_what_the_project_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
+    pins = lines_of((ROOT / "requirements.lock").read_text().splitlines())
     assert all(re.match(r"[\w.-]+==[\w.]+( ;|$)", pin) for pin in pins)
     assert "torch==2.13.0" in pins
     extras = project["optional-dependencies"]
@@ -117,14 +147,64 @@ def test_lock_pins_what_the_project_asks_for():
     assert not {n for n in names(pins) if n.startswith(("nvidia", "playwright"))}
 
 
-def test_conda_environment_agrees_with_the_lock():
-    lock = (ROOT / "requirements.lock").read_text().splitlines()
+READ = """
+import sys
+from pip._internal.network.session import PipSession
+from pip._internal.req.constructors import install_req_from_parsed_requirement as read
+from pip._internal.req.req_file import parse_requirements
+for requirement in map(read, parse_requirements(sys.argv[1], PipSession())):
+    print(requirement.source_dir if requirement.editable else requirement.name)
+"""
+"""Print the requirements in a file, as pip itself reads them."""
+
+
+def test_conda_environment_agrees_with_the_lock(tmp_path):
+    """conda hands the pip section to pip as a requirements file beside environment.yml."""
     dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
     pip = next(d["pip"] for d in dependencies if isinstance(d, dict))
-    assert pip[0] == "-r requirements.lock"
-    assert all(line in lock for line in pip[1:] if not line.startswith("-"))
+    file = tmp_path / "requirements.txt"
+    file.write_text("\n".join(line.replace("-r ", f"-r {ROOT}/") for line in pip))
+    read = [sys.executable, "-c", READ, str(file)]
+    result = subprocess.run(read, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    pins = [pin.partition("==")[0] for pin in lines_of(lock)]
+    assert sorted(result.stdout.split()) == sorted([*pins, str(ROOT)])
     python = next(d for d in dependencies if str(d).startswith("python="))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["requires-python"] == ">=3.11,<3.13" and python in ("python=3.11", "python=3.12")
     others = [d for d in dependencies if isinstance(d, str) and d not in ("pip", python)]
     assert all(d.replace("=", "==") in lock for d in others)
+
+
+PACKAGES = {"yaml": "pyyaml", "IPython": "ipykernel", "cycler": "matplotlib"}
+"""What a module comes with, where the names differ or one brings the other."""
+
+
+def imports(source: str) -> set[str]:
+    """The packages that a source imports, other than this one and Python's own."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).partition(".")[0])
+    found -= {*sys.stdlib_module_names, "soundgreeks"}
+    return {PACKAGES.get(name, name).lower().replace("_", "-") for name in found}
+
+
+def test_every_import_is_a_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = names(project["dependencies"])
+    run = core | names(project["optional-dependencies"]["run"])
+    used = set()
+    for path in (ROOT / "src/soundgreeks").rglob("*.py"):
+        allowed = run if path.parent.name == "book" else core
+        found = imports(path.read_text())
+        assert found <= allowed, f"{path.name} imports {found - allowed}"
+        used |= found
+    assert core <= used, f"nothing imports {core - used}"
+    for path in CHAPTERS.values():
+        cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+        found = set().union(*map(imports, cells))
+        assert found <= run, f"{path.name} imports {found - run}"
