@@ -326,6 +326,11 @@ def test_bad_input_is_named(basket):
             train(basket, **{"steps": 2} | settings)
     with pytest.raises(ValueError, match="share"):
         sobolev.principal_directions(torch.ones(3, 2), share=0.0)
+    for order in (3, -1, 1.5):
+        with pytest.raises(ValueError, match=f"order must be 0, 1 or 2, got {order}"):
+            sobolev.differentiate(torch.sin, torch.ones(3, 1), order=order)
+    with pytest.raises(ValueError, match="directions must be given for order 2"):
+        sobolev.differentiate(torch.sin, torch.ones(3, 1), order=2)
     with pytest.raises(ValueError, match="count"):
         sobolev.random_directions(5, 3)
 
@@ -362,14 +367,107 @@ def test_networks_together_each_see_rows_of_their_own(pair, spots):
         sobolev.Together([pair[0], other])
 
 
-def test_networks_train_together_as_they_would_alone(pair, basket, spots):
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_networks_train_together_as_they_would_alone(pair, basket, spots, decay):
     labels = sobolev.differentiate(basket.call, spots)
-    options = dict(steps=40, lr=0.01, lam=1.0, pilot=64)
-    together = sobolev.Together(pair)
     twice = tuple(torch.cat([t, t]) for t in labels[:3])
-    sobolev.fit(together, lambda n, generator: twice, batch=128, **options)
-    for alone, member in zip(pair, together.members(), strict=True):
-        before = alone(spots).detach()
-        sobolev.fit(alone, lambda n, generator: labels, batch=64, **options)
-        moved = (alone(spots) - before).abs().max()
-        assert (alone(spots) - member(spots)).abs().max() < 1e-2 * moved
+    options = dict(steps=40, lr=0.01, lam=1.0, pilot=64, decay=decay)
+    together = sobolev.Together(pair)
+    # The same pilot, so that the scales are the same too.
+    joint = sobolev.fit(
+        together, lambda n, generator: labels if n == 64 else twice, batch=128, **options
+    )
+    alone = [sobolev.fit(m, lambda n, generator: labels, batch=64, **options) for m in pair]
+    torch.testing.assert_close(joint, sum(alone) / 2)
+    for member, twin in zip(pair, together.members(), strict=True):
+        for p, q in zip(member.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p.detach(), q, rtol=1e-9, atol=1e-12)
+
+
+def test_networks_together_move_together(pair, spots):
+    together = sobolev.Together(pair).to(torch.float32)
+    assert together(spots.float()).dtype == torch.float32
+    for member in together.members():
+        assert member(spots.float()).dtype == torch.float32
+    assert pair[0].x_mean.dtype == torch.float64  # theirs is not ours
+    meta = sobolev.Together(pair).to("meta")
+    assert meta(spots.to("meta")).device.type == "meta"
+    assert {t.device.type for m in meta.members() for t in m.state_dict().values()} == {"meta"}
+
+
+def test_fit_is_adam_under_torchs_one_cycle(basket):
+    """The same bits as the loop that anyone would write."""
+    single = basket.to(dtype=torch.float32)
+    data = Labels(*single.sample(2048, generator=seeded())[:3])
+    sampler, steps, decay = sobolev.resample(data), 200, 1e-3
+    plain = sobolev.Standardised(mlp(7, 3, 3, 1, 2, 2, 2), data.x, data.value)
+    ours = copy.deepcopy(plain)
+    generator = seeded(4)
+    scale = sobolev.Scale.of(sampler(512, generator))
+    adam = torch.optim.Adam(plain.parameters(), 0.02, weight_decay=decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        adam, 0.02, total_steps=steps + 1, pct_start=0.3, div_factor=25, final_div_factor=400
+    )
+    losses = []
+    for _ in range(steps):
+        adam.zero_grad()
+        value = sobolev.loss(plain, sampler(128, generator), scale, 3.0)
+        losses.append(value.detach())
+        value.backward()
+        adam.step()
+        schedule.step()
+    options = dict(steps=steps, batch=128, pilot=512, lr=0.02, lam=3.0, decay=decay, seed=4)
+    assert torch.equal(sobolev.fit(ours, sampler, **options), torch.stack(losses))
+    for p, q in zip(plain.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value": (64, 1)}, r"x \(64, 7\), value \(64, 1\), gradient \(64, 7\)$"),
+        ({"gradient": (64,)}, r"gradient \(64,\)"),
+        ({"x": (64,)}, r"got x \(64,\)"),
+        ({"directions": (2, 7), "curvature": (64, 7, 2)}, r"curvature \(64, 7, 2\)"),
+        ({"curvature": (64, 2, 7)}, r"curvature \(64, 2, 7\)"),
+    ],
+)
+def test_labels_of_other_shapes_are_refused(changes, message):
+    labels = Labels(torch.rand(64, 7), torch.rand(64), torch.rand(64, 7))
+    labels = labels._replace(**{k: torch.rand(shape) for k, shape in changes.items()})
+    for call in (
+        lambda: sobolev.fit(mlp(7, 3), lambda n, generator: labels, steps=2),
+        lambda: sobolev.loss(mlp(7, 3), labels, sobolev.Scale.of(labels)),
+    ):
+        with pytest.raises(ValueError, match="shapes of the labels must be .*" + message):
+            call()
+
+
+def test_what_is_constant_is_not_scaled(spots):
+    x = spots.clone()
+    x[:, 2] = 0.1  # its mean is rounded: the deviation is not exactly zero
+    frame = sobolev.Standardised(mlp(7, 3).double(), x.float().double(), torch.full((64,), 0.1))
+    assert frame.x_std[2] == 1 and frame.y_std == 1
+    assert torch.equal(
+        frame.x_std[[0, 1, 3, 4, 5, 6]], x.float().double().std(0)[[0, 1, 3, 4, 5, 6]]
+    )
+    assert frame(x).isfinite().all()
+    labels = sobolev.differentiate(lambda x: 0 * x[:, 0] + 3, x)
+    assert sobolev.Scale.of(labels).value == 1
+    losses = sobolev.fit(frame, lambda n, generator: labels, steps=3, lam=1.0, pilot=64, batch=64)
+    assert losses.isfinite().all()
+
+
+def test_a_frozen_network_is_refused(basket):
+    with pytest.raises(ValueError, match="network must be one whose parameters require gradients"):
+        sobolev.fit(mlp(7, 3).requires_grad_(False), basket.sample)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="wants a GPU")
+def test_generators_on_the_device():
+    generator = torch.Generator("cuda").manual_seed(0)
+    assert sobolev.random_directions(2, 5, generator=generator).device.type == "cuda"
+    rows = sobolev.random_directions(2, 5, generator=generator, device="cpu")
+    assert rows.device.type == "cpu"
+    drawn = sobolev.resample(Labels(torch.rand(9, 2), torch.rand(9)))(4, generator)
+    assert drawn.x.shape == (4, 2)
