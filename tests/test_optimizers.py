@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from soundgreeks.training import Phase, engine, make_optimizer, train
+from soundgreeks.training import Phase, make_optimizer, processes, train
 from soundgreeks.training import broyden as room
 from soundgreeks.training.broyden import scaling, update
 
@@ -259,7 +259,7 @@ def test_gauss_newton_says_what_it_needs(monkeypatch):
     )
     with pytest.raises(ValueError, match="residuals must be those whose squares add to"):
         train(wrong.module, wrong, [Phase("gauss-newton", 1)])
-    monkeypatch.setattr(engine, "_distributed", lambda: True)
-    monkeypatch.setattr(engine, "_world", lambda: 2)
+    monkeypatch.setattr(processes, "distributed", lambda: True)
+    monkeypatch.setattr(processes, "world", lambda: 2)
     with pytest.raises(ValueError, match="gauss-newton must be run in one process, got 2"):
         train(wrong.module, wrong, [Phase("gauss-newton", 1)])

@@ -78,7 +78,9 @@ def _differentiate(function, x: Tensor, order: int, directions, graph: bool) -> 
         if order > 1:
             products = torch.stack([by_x(labels.gradient @ v) for v in directions], dim=1)
             labels = labels._replace(directions=directions, curvature=products)
-    return labels if graph else Labels(*(t if t is None else t.detach() for t in labels))
+    if graph:
+        return labels
+    return Labels._make(t if t is None else t.detach() for t in labels)
 
 
 def distil(
@@ -98,7 +100,7 @@ def distil(
         differentiate(function, rows, order=order, directions=directions) for rows in x.split(chunk)
     ]
     join = (None if p[0] is None else torch.cat(p) for p in zip(*parts, strict=True))
-    return Labels(*join)._replace(directions=directions if order > 1 else None)
+    return Labels._make(join)._replace(directions=directions if order > 1 else None)
 
 
 def principal_directions(gradients: Tensor, share: float = 0.95) -> Tensor:
@@ -138,6 +140,11 @@ class Standardised(nn.Module):
     ----------
     x, value : (n, d) and (n,), the data that give means and deviations
     """
+
+    x_mean: Tensor
+    x_std: Tensor
+    y_mean: Tensor
+    y_std: Tensor
 
     def __init__(self, network: nn.Module, x: Tensor, value: Tensor):
         super().__init__()
@@ -189,6 +196,11 @@ class Together(nn.Module):
         No member, or members of different shapes or standardisations; inputs whose number is no
         multiple of theirs.
     """
+
+    x_mean: Tensor
+    x_std: Tensor
+    y_mean: Tensor
+    y_std: Tensor
 
     def __init__(self, members):
         super().__init__()
@@ -256,9 +268,9 @@ def loss(network, labels: Labels, scale: Scale, lam: float = 1.0, mu: float = 0.
     Raises
     ------
     ValueError
-        Labels whose shapes do not fit each other.
+        Labels that lack what the loss needs, or whose shapes do not fit each other.
     """
-    _check_shapes(labels)
+    _check(labels, lam, mu)
     return _loss(network, labels, scale, lam, mu)
 
 
@@ -267,16 +279,24 @@ def _loss(network, labels: Labels, scale: Scale, lam: float, mu: float) -> Tenso
     ours = _differentiate(network, labels.x, order, labels.directions, True)
     total = (labels.value - ours.value).square().mean() / scale.value
     if lam > 0:
-        squares = (labels.gradient - ours.gradient).square().mean(dim=0)
-        total = total + lam * (squares / scale.gradient).mean()
+        total = total + lam * _errors(labels.gradient, ours.gradient, scale.gradient).mean()
     if mu > 0:
-        squares = (labels.curvature - ours.curvature).square().mean(dim=0)
-        total = total + mu * (squares / scale.curvature).sum(-1).mean()
+        errors = _errors(labels.curvature, ours.curvature, scale.curvature)
+        total = total + mu * errors.sum(-1).mean()
     return total
 
 
-def _check_shapes(labels: Labels) -> None:
-    """Raise ValueError unless the shapes are those of `Labels`: (n, 1) would broadcast to n x n."""
+def _errors(label: Tensor | None, ours: Tensor | None, scale: Tensor | None) -> Tensor:
+    """Mean squares over the rows, by column, over their scale."""
+    assert label is not None and ours is not None and scale is not None  # checked at the door
+    return (label - ours).square().mean(dim=0) / scale
+
+
+def _check(labels: Labels, lam: float, mu: float) -> None:
+    """Raise ValueError unless all is there, in the shapes of `Labels`: (n, 1) makes n x n."""
+    require(lam == 0 or labels.gradient is not None, "lam", lam, "zero without gradient labels")
+    require(mu == 0 or labels.curvature is not None, "mu", mu, "zero without curvature labels")
+    require(mu == 0 or labels.directions is not None, "mu", mu, "zero without directions")
     shapes = {k: tuple(t.shape) for k, t in labels._asdict().items() if t is not None}
     found = ", ".join(f"{k} {v}" for k, v in shapes.items())
     n, d = shapes["x"] if labels.x.ndim == 2 else (None, None)
@@ -294,9 +314,8 @@ def resample(labels: Labels) -> Sampler:
     def sampler(n: int, generator: torch.Generator) -> Labels:
         rows = torch.randint(len(labels.x), (n,), generator=generator, device=generator.device)
         rows = rows.to(labels.x.device)
-        x, value, gradient, directions, curvature = labels
-        pick = (t if t is None else t[rows] for t in (x, value, gradient))
-        return Labels(*pick, directions, None if curvature is None else curvature[rows])
+        picked = Labels._make(t if t is None else t[rows] for t in labels._replace(directions=None))
+        return picked._replace(directions=labels.directions)
 
     return sampler
 
@@ -338,18 +357,17 @@ def fit(
     """
     for name, number in (("steps", steps), ("batch", batch), ("pilot", pilot)):
         require(isinstance(number, int) and number > 0, name, number, "a positive integer")
-    for name, number in (("lam", lam), ("mu", mu), ("decay", decay)):
-        require(math.isfinite(number) and number >= 0, name, number, "finite and non-negative")
+    for name, weight in (("lam", lam), ("mu", mu), ("decay", decay)):
+        require(math.isfinite(weight) and weight >= 0, name, weight, "finite and non-negative")
     require(math.isfinite(lr) and lr > 0, "lr", lr, "finite and positive")
-    like = next((p for p in network.parameters() if p.requires_grad), None)
-    require(like is not None, "network", "a frozen one", "one whose parameters require gradients")
-    generator = torch.Generator(like.device).manual_seed(seed)
+    free = [p for p in network.parameters() if p.requires_grad]
+    require(len(free) > 0, "network", "a frozen one", "one whose parameters require gradients")
+    device = free[0].device
+    generator = torch.Generator(device).manual_seed(seed)
     first = Labels(*sampler(pilot, generator))
-    _check_shapes(first)
-    require(lam == 0 or first.gradient is not None, "lam", lam, "zero without gradient labels")
-    require(mu == 0 or first.curvature is not None, "mu", mu, "zero without curvature labels")
+    _check(first, lam, mu)
     fitting = _Fitting(network, sampler, Scale.of(first), batch, lam, mu, generator)
-    fitting.losses = torch.empty(steps, device=like.device)
+    fitting.losses = torch.empty(steps, device=device)
     phase = Phase("adam", steps, lr, schedule="one-cycle", decay=decay)
     train(network, fitting, [phase], progress=False)
     return fitting.losses.cpu()
@@ -392,6 +410,7 @@ def along(function, x: Tensor, direction: Tensor | None = None) -> tuple[Tensor,
     """
     direction = torch.ones_like(x[0]) if direction is None else direction.to(x)
     labels = differentiate(function, x, order=2, directions=direction[None])
+    assert labels.gradient is not None and labels.curvature is not None
     return labels.value, labels.gradient @ direction, labels.curvature[:, 0] @ direction
 
 

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.optim.lbfgs import _strong_wolfe
 
-from .optimizers import UNIT, Problem, flat, trainable
+from .optimizers import UNIT, flat, trainable
 from .phases import Phase
+from .protocols import Problem
 
 _SEARCHES = 25  # evaluations in a line search
 
@@ -68,7 +69,7 @@ class Broyden:
 
     def __init__(self, weights: dict[str, Tensor], phase: Phase):
         self.phase, self.weights, self.stalled = phase, trainable(weights), False
-        self.inverse = None  # the identity, before the first update
+        self.inverse: Tensor | None = None  # the identity, before the first update
 
     def advance(self, step: int, problem: Problem) -> int:
         """`UNIT` iterations: the points are the same in all of them."""
@@ -82,8 +83,8 @@ class Broyden:
 
     @torch.no_grad()
     def _iterate(self, problem: Problem, value: float, gradient: Tensor) -> tuple[float, Tensor]:
-        fresh = self.inverse is None
-        direction = -gradient if fresh else -(self.inverse @ gradient)
+        inverse = self.inverse
+        direction = -gradient if inverse is None else -(inverse @ gradient)
         slope = gradient @ direction
         start = flat(self.weights).double()
 
@@ -93,7 +94,7 @@ class Broyden:
                 found = problem.evaluate(trial=True)
             return found, self._gradient()
 
-        first = float(min(1.0, 1 / gradient.abs().sum())) if fresh else 1.0
+        first = 1.0 if inverse is not None else 1 / max(1.0, float(gradient.abs().sum()))
         found, new, length, _ = _strong_wolfe(
             at, None, first, direction, value, gradient, slope,
             tolerance_change=0.0, max_ls=_SEARCHES,
@@ -105,19 +106,20 @@ class Broyden:
         if not (found < value and ss > 0):
             place(self.weights, start)
             # What it has learnt misleads: forget it, and try once more along the gradient.
-            self.stalled, self.inverse = fresh, None
+            self.stalled, self.inverse = inverse is None, None
             return value, gradient
         if sy > 0:
-            self._learn(s, y, bs / sy, sy / yy, fresh)
+            self._learn(s, y, bs / sy, sy / yy)
         return found, new
 
-    def _learn(self, s: Tensor, y: Tensor, b: float, curvature: float, fresh: bool) -> None:
-        if fresh:  # Nocedal and Wright (2006), eq. 6.20
-            self.inverse = curvature * torch.eye(len(s), dtype=s.dtype, device=s.device)
-            b = b / curvature
-        h = float(y @ self.inverse @ y / (s @ y))
+    def _learn(self, s: Tensor, y: Tensor, b: float, size: float) -> None:
+        inverse = self.inverse
+        if inverse is None:  # Nocedal and Wright (2006), eq. 6.20
+            inverse = size * torch.eye(len(s), dtype=s.dtype, device=s.device)
+            b = b / size
+        h = float(y @ inverse @ y / (s @ y))
         if b > 0 and h > 0:
-            update(self.inverse, s, y, *scaling(b, h, len(s)))
+            self.inverse = update(inverse, s, y, *scaling(b, h, len(s)))
 
     def _gradient(self) -> Tensor:
         zero = (torch.zeros_like(w) if w.grad is None else w.grad for w in self.weights)

@@ -14,7 +14,7 @@ import torch
 try:
     import fcntl
 except ImportError:  # not on Windows: no lock there
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 FORMAT = 2
 

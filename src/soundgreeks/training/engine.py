@@ -13,55 +13,19 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from .._validate import require
 from . import checkpoint as files
-from .optimizers import Residual, make_optimizer
+from . import processes
+from .optimizers import make_optimizer
 from .phases import Phase, require_whole
+from .protocols import Loss, Optimizer, Residual
 
 _MAX_SKIPPED = 20
-
-
-class Loss(Protocol):
-    """What `train` minimises: a sum of named terms, evaluated in parts to bound memory.
-
-    `begin` and `parts` are enough; checkpoints want `state_dict` and `load_state_dict`, and
-    Gauss-Newton wants `residuals`.
-    """
-
-    def begin(self, phase: Phase, number: int, step: int) -> None:
-        """Called before each step of phase `number`: the place to renew points.
-
-        Line searches make `optimizers.UNIT` steps of one call. If ``phase.fixed_points``, the
-        optimiser compares losses, and the points should stay.
-        """
-
-    def parts(self) -> Iterable[dict[str, Tensor]]:
-        """Dictionaries of scalar terms; the loss is the sum of all terms of all parts."""
-
-    def residuals(self) -> Iterable[Residual]:
-        """Pairs ``(function, inputs)``; the loss is the sum of the squares of all residuals.
-
-        ``function(weights, *row)`` returns the scalar residual of one row of `inputs`, tensors
-        batched along their first dimension, with its weight in the loss and 1/sqrt(n) of a mean
-        in it; `weights` is a dictionary named as ``module.named_parameters()``. It goes through
-        `torch.func.vmap` and `grad`. Without inputs, ``()``, it returns a whole vector.
-        """
-
-    def locate(self) -> str:
-        """Where the loss is not finite, in words."""
-
-    def state_dict(self) -> dict:
-        """All that `begin` and `parts` change; tensors and plain values."""
-
-    def load_state_dict(self, state: dict) -> None:
-        """Tensors come on the module's device; a generator's state must be moved to the CPU."""
 
 
 def train(
@@ -106,24 +70,24 @@ def train(
     require_whole("log_every", log_every, 1)
     _check(module, loss, phases, checkpoint)
     run = _Run(module, loss, phases, log, log_every)
-    alone = not _distributed()
+    alone = not processes.distributed()
     with (
-        files.lock(checkpoint) if checkpoint and _rank() == 0 else nullcontext(),
+        files.lock(checkpoint) if checkpoint and processes.rank() == 0 else nullcontext(),
         files.interrupts_wait(checkpoint is not None and alone) as interruption,
     ):
+        processes.meet()  # the first has written what it will, and the others may read
         if checkpoint and checkpoint.exists():
             run.resume(checkpoint)
         run.rewrite_log()
         for number in range(run.phase, len(phases)):
-            run.enter(number)
-            phase = phases[number]
-            hidden = not (progress and sys.stderr.isatty() and _rank() == 0)
+            phase, optimizer = phases[number], run.enter(number)
+            hidden = not (progress and sys.stderr.isatty() and processes.rank() == 0)
             with tqdm(
                 total=phase.steps, initial=run.step, desc=phase.optimizer, disable=hidden
             ) as bar:
-                while run.step < phase.steps and not run.optimizer.stalled:
+                while run.step < phase.steps and not optimizer.stalled:
                     before = run.step
-                    run.advance()
+                    run.advance(optimizer)
                     if not hidden:
                         bar.set_postfix(loss=f"{run.value:.3e}", refresh=False)
                         bar.update(run.step - before)
@@ -140,7 +104,7 @@ def train(
     return run.values() | {"skipped": run.skipped, "seconds": run.elapsed()}
 
 
-def _check(module: nn.Module, loss: Loss, phases: tuple[Phase, ...], checkpoint: Path | None):
+def _check(module: nn.Module, loss: Loss, phases: tuple[Phase, ...], checkpoint) -> None:
     """All that can be known to be wrong before the first step."""
     require(len(phases) > 0, "phases", phases, "one or more")
     free = [w for w in module.parameters() if w.requires_grad]
@@ -149,7 +113,8 @@ def _check(module: nn.Module, loss: Loss, phases: tuple[Phase, ...], checkpoint:
     needed += ["state_dict", "load_state_dict"] if checkpoint else []
     if any(phase.optimizer == "gauss-newton" for phase in phases):
         needed += ["residuals"]
-        require(not _distributed(), "gauss-newton", f"{_world()} processes", "run in one process")
+        many = f"{processes.world()} processes"
+        require(not processes.distributed(), "gauss-newton", many, "run in one process")
     missing = [name for name in needed if not hasattr(loss, name)]
     require(not missing, "loss", f"one without {missing}", f"an object with {needed}")
 
@@ -163,29 +128,32 @@ class _Run:
         self.named = dict(module.named_parameters())
         self.weights = [w for w in self.named.values() if w.requires_grad]
         self.phase = self.step = self.skipped = self.skipped_in_a_row = 0
-        self.optimizer, self.terms, self.value, self.lines = None, {}, math.nan, []
-        self.finite_gradient = True
+        self.optimizer: Optimizer | None = None
+        self.value, self.finite_gradient = math.nan, True
+        self.terms: dict[str, Tensor] = {}
+        self.known = False
+        self.lines: list[str] = []
         self.before, self.start = 0.0, time.monotonic()
 
     def elapsed(self) -> float:
         return self.before + time.monotonic() - self.start
 
-    def enter(self, number: int) -> None:
+    def enter(self, number: int) -> Optimizer:
         if self.optimizer is None:
             self.phase, self.step = number, 0
             self.optimizer = make_optimizer(self.named, self.phases[number])
+        return self.optimizer
 
     def leave(self) -> None:
         self.phase, self.step, self.optimizer = self.phase + 1, 0, None
 
-    def advance(self) -> None:
+    def advance(self, optimizer: Optimizer) -> None:
         phase, first = self.phases[self.phase], self.step
         self.loss.begin(phase, self.phase, first)
-        self.first_terms = None
-        self.step += self.optimizer.advance(first, self)
-        self.value, self.terms = self.first_terms
+        self.known = False
+        self.step += optimizer.advance(first, self)
         due = self.step // self.log_every > first // self.log_every
-        if due or self.step == phase.steps or self.optimizer.stalled:
+        if due or self.step == phase.steps or optimizer.stalled:
             self._write(phase)
 
     # -- what the optimiser sees -------------------------------------------------------------------
@@ -201,10 +169,10 @@ class _Run:
             for name, value in part.items():
                 value = value.detach()
                 terms[name] = terms[name] + value if name in terms else value
-        average_over_processes(self.weights, terms)
+        processes.average_over_processes(self.weights, terms)
         grads = [w.grad for w in self.weights if w.grad is not None]
-        sizes = torch._foreach_norm(grads, math.inf) if backward else ()
-        value, *sizes = torch.stack([_sum(terms.values()), *sizes]).tolist()
+        largest = torch._foreach_norm(grads, math.inf) if backward else ()
+        value, *sizes = torch.stack([_sum(terms.values()), *largest]).tolist()
         self.finite_gradient = all(map(math.isfinite, sizes))
         if not math.isfinite(value):
             if not trial:
@@ -212,8 +180,8 @@ class _Run:
             # Without a slope the line search halves the step.
             torch._foreach_mul_(grads, math.nan)
             return math.inf
-        if self.first_terms is None:  # those at the weights the step began with
-            self.first_terms = value, terms
+        if not self.known:  # those at the weights the step began with are logged
+            self.value, self.terms, self.known = value, terms, True
         return value
 
     def may_update(self) -> bool:
@@ -242,15 +210,11 @@ class _Run:
 
     def values(self) -> dict[str, float]:
         """The loss and its terms as numbers."""
-        names = list(self.terms)
-        if not names:
-            return {"loss": self.value}
-        return {"loss": self.value} | dict(
-            zip(names, torch.stack(list(self.terms.values())).tolist(), strict=True)
-        )
+        numbers = torch.stack(list(self.terms.values())).tolist()
+        return {"loss": self.value} | dict(zip(self.terms, numbers, strict=True))
 
     def _write(self, phase: Phase) -> None:
-        if self.log is None or _rank() > 0:
+        if self.log is None or processes.rank() > 0:
             return
         line = {"phase": self.phase, "optimizer": phase.optimizer, "step": self.step}
         line |= {} if phase.fixed_points else {"rate": phase.rate_at(self.step - 1)}
@@ -261,11 +225,11 @@ class _Run:
 
     def rewrite_log(self) -> None:
         """As the checkpoint has it: steps taken again are logged again."""
-        if self.log is not None and _rank() == 0:
+        if self.log is not None and processes.rank() == 0:
             self.log.write_text("".join(self.lines))
 
     def save(self, path: Path) -> None:
-        if _rank() > 0:
+        if processes.rank() > 0:
             return
         optimizer = self.optimizer
         state = {
@@ -296,23 +260,9 @@ class _Run:
                 self.optimizer.stalled = state["stalled"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise files.unusable(path, f"of another module or loss ({error})") from error
-        kept = ("phase", "step", "skipped", "skipped_in_a_row", "value", "terms", "lines")
-        for name in kept:
+        for name in ("phase", "step", "skipped", "skipped_in_a_row", "value", "terms", "lines"):
             setattr(self, name, state[name])
         self.before = state["seconds"]
-
-
-def average_over_processes(weights: list[Tensor], terms: dict[str, Tensor]) -> None:
-    """Replace gradients and loss terms by their means over the processes of torch.distributed."""
-    if not _distributed():
-        return
-    tensors = [w.grad for w in weights if w.grad is not None] + list(terms.values())
-    flat = torch.cat([t.reshape(-1) for t in tensors])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    pieces = flat.split([t.numel() for t in tensors])
-    for tensor, piece in zip(tensors, pieces, strict=True):
-        tensor.copy_(piece.view_as(tensor))
 
 
 def _sum(values: Iterable[Tensor]) -> Tensor:
@@ -321,15 +271,3 @@ def _sum(values: Iterable[Tensor]) -> Tensor:
     for value in others:
         first = first + value
     return first
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _rank() -> int:
-    return dist.get_rank() if _distributed() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if _distributed() else 1

@@ -17,8 +17,9 @@ from torch.func import grad, jacrev, vmap
 
 from .._validate import require
 from .broyden import place
-from .optimizers import Problem, Residual, flat
+from .optimizers import flat
 from .phases import Phase
+from .protocols import Problem, Residual
 
 _NUMBERS = 2**24  # of the Jacobian held in one chunk: 128 MB in float64
 _ROWS = 4096  # residuals evaluated at a time
@@ -42,7 +43,8 @@ class GaussNewton:
         self.free = {name: w for name, w in weights.items() if w.requires_grad}
         self.frozen = {name: w for name, w in weights.items() if not w.requires_grad}
         self.size = sum(w.numel() for w in self.free.values())
-        self.damping, self.growth, self.stalled = None, 2.0, False
+        self.damping: float | None = None
+        self.growth, self.stalled = 2.0, False
 
     def advance(self, step: int, problem: Problem) -> int:
         total = problem.evaluate(backward=False)
@@ -50,27 +52,28 @@ class GaussNewton:
         r = self._values(residuals)
         old = float(r @ r)
         matrix, gradient, to_weights = self._equations(residuals, r)
-        if self.damping is None:
+        damping = self.damping
+        if damping is None:
             adds_up = abs(old - total) <= 1e-3 * abs(total)
             require(adds_up, "residuals", f"{old:.6g}", f"those whose squares add to {total:.6g}")
-            self.damping = _FIRST * float(matrix.diagonal().mean())
+            damping = _FIRST * float(matrix.diagonal().mean())
         weights = list(self.free.values())
         start = flat(weights)
         for _ in range(_TRIES):
             damped = matrix.clone()
-            damped.diagonal().add_(self.damping)
+            damped.diagonal().add_(damping)
             factor, failed = torch.linalg.cholesky_ex(damped)
             if not failed:
                 direction = to_weights(factor)
                 place(weights, start + direction)
                 new = float(self._values(residuals).square().sum())
                 if new < old:  # false where it is not finite
-                    promised = float(direction @ (self.damping * direction - gradient))
+                    promised = float(direction @ (damping * direction - gradient))
                     gain = (old - new) / promised
-                    self.damping *= max(1 / 3, 1 - (2 * gain - 1) ** 3)
+                    self.damping = damping * max(1 / 3, 1 - (2 * gain - 1) ** 3)
                     self.growth = 2.0
                     return 1
-            self.damping *= self.growth
+            damping *= self.growth
             self.growth *= 2
         place(weights, start)
         self.stalled = True

@@ -1,69 +1,30 @@
-r"""First-order optimisers and L-BFGS, as torch has them, driven through one small interface.
+"""First-order optimisers and L-BFGS, as torch has them, behind the interface `Optimizer`."""
 
-Every optimiser here, in `broyden` and in `gauss_newton`
-
-- is made by ``Kind(weights, phase)``;
-- ``advance(step, problem)`` moves the weights and returns how many steps that took;
-- ``stalled`` turns true when it finds no lower loss, which ends its phase;
-- ``state_dict`` and ``load_state_dict`` carry it through a checkpoint to the same bits.
-"""
-
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from .phases import Phase
+from .protocols import Optimizer, Problem
 
 UNIT = 20  # line-search iterations between checkpoints, log lines and changes of the points
 # torch's L-BFGS drops pairs with y's <= 1e-10, an absolute number: of a loss of 1e-6 it would drop
 # most, and be steepest descent. A power of two scales the loss without rounding.
 _LBFGS_SCALE = 2.0**20
 
-Residual = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
-"""A function of the weights and one row, and the rows: see `training.Loss.residuals`."""
 
-
-class Problem(Protocol):
-    """What the engine offers an optimiser: the loss of the module's present weights."""
-
-    finite_gradient: bool
-    """Whether the gradients of the last evaluation are finite."""
-
-    def evaluate(self, *, trial: bool = False, backward: bool = True) -> float:
-        """The loss, with its gradients in the weights' ``grad`` unless `backward` is False.
-
-        Not finite, it is an error that says where, or infinity in a trial step of a line search.
-        """
-
-    def may_update(self) -> bool:
-        """Whether to update the weights: not, if a gradient is not finite, and that is counted."""
-
-    def residuals(self) -> Iterable[Residual]: ...
-
-
-class FirstOrder:
-    """One evaluation, one update, at the phase's learning rate."""
+class Adam(torch.optim.Adam):
+    """Kingma and Ba (2015), all weights in one kernel."""
 
     stalled = False
-    phase: Phase
-
-    def advance(self, step: int, problem: Problem) -> int:
-        for group in self.param_groups:
-            group.update(self.phase.settings_at(step))
-        problem.evaluate()
-        if problem.may_update():
-            self.step()
-        return 1
-
-
-class Adam(FirstOrder, torch.optim.Adam):
-    """Kingma and Ba (2015), all weights in one kernel."""
 
     def __init__(self, weights: dict[str, Tensor], phase: Phase):
         super().__init__(trainable(weights), phase.rate, weight_decay=phase.decay, fused=True)
         self.phase = phase
+
+    def advance(self, step: int, problem: Problem) -> int:
+        return descend(self, self.phase, step, problem)
 
 
 class LBFGS(torch.optim.LBFGS):
@@ -99,6 +60,16 @@ class LBFGS(torch.optim.LBFGS):
         return group["max_iter"]
 
 
+def descend(optimizer: torch.optim.Optimizer, phase: Phase, step: int, problem: Problem) -> int:
+    """One evaluation, one update, at the phase's learning rate."""
+    for group in optimizer.param_groups:
+        group.update(phase.settings_at(step))
+    problem.evaluate()
+    if problem.may_update():
+        optimizer.step()
+    return 1
+
+
 def trainable(weights: dict[str, Tensor]) -> list[Tensor]:
     return [w for w in weights.values() if w.requires_grad]
 
@@ -108,7 +79,7 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
     return torch.cat([t.detach().reshape(-1) for t in tensors])
 
 
-def make_optimizer(weights: list[Tensor] | dict[str, Tensor], phase: Phase):
+def make_optimizer(weights: list[Tensor] | dict[str, Tensor], phase: Phase) -> Optimizer:
     """The phase's optimiser, at its first step.
 
     Parameters
@@ -118,7 +89,7 @@ def make_optimizer(weights: list[Tensor] | dict[str, Tensor], phase: Phase):
 
     Returns
     -------
-    An object with `advance`; "adam", "soap" and "lbfgs" are also torch optimisers with `step`.
+    "adam", "soap" and "lbfgs" are also optimisers of torch's kind, with `step`.
     """
     if not isinstance(weights, dict):
         weights = {str(i): w for i, w in enumerate(weights)}

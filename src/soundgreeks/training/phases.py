@@ -80,7 +80,7 @@ class Phase:
 
     def settings_at(self, step: int) -> dict:
         """What changes in the optimiser's parameter groups from step to step."""
-        settings = {"lr": self.rate_at(step)}
+        settings: dict[str, float | tuple[float, float]] = {"lr": self.rate_at(step)}
         if self.schedule == "one-cycle":
             settings["betas"] = (self._cycle(step, 0.95, 0.85, 0.95), 0.999)
         return settings

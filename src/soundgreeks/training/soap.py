@@ -3,15 +3,21 @@
 from pytorch_optimizer import SOAP
 from torch import Tensor
 
-from .optimizers import FirstOrder, trainable
+from .optimizers import descend, trainable
 from .phases import Phase
+from .protocols import Problem
 
 
-class Soap(FirstOrder, SOAP):
+class Soap(SOAP):
     """Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., 2024), renewed every ten."""
+
+    stalled = False
 
     def __init__(self, weights: dict[str, Tensor], phase: Phase):
         super().__init__(
             trainable(weights), lr=phase.rate, weight_decay=0.0, precondition_frequency=10
         )
         self.phase = phase
+
+    def advance(self, step: int, problem: Problem) -> int:
+        return descend(self, self.phase, step, problem)
