@@ -207,6 +207,19 @@ def test_a_step_waits_for_the_device_once(monkeypatch):
     assert whole_lists == [10 + 1, 60 + 1]  # one a step, and the terms of the last
 
 
+def test_the_bar_is_for_people(monkeypatch):
+    def shown(*arguments, **options):
+        raise AssertionError("nobody sees it")
+
+    monkeypatch.setattr("soundgreeks.training.engine.tqdm.set_postfix", shown)
+    problem = Regression()
+    train(problem.module, problem, ALL[:1])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    train(problem.module, problem, ALL[:1], progress=False)
+    with pytest.raises(AssertionError, match="nobody sees it"):
+        train(problem.module, problem, ALL[:1])
+
+
 # Interrupted runs
 
 
