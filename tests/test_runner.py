@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+import torch
 
 from soundgreeks import weights
 from soundgreeks.book import chapter, cli, commands, runner
@@ -100,7 +101,9 @@ def test_run_leaves_the_committed_notebook_and_promote_is_idempotent(project, ca
     assert path.read_bytes() == first
     assert "unchanged" in capsys.readouterr().out
     assert cli.main(["status"]) == 0
-    assert "finished | read | cpu" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "finished | read | cpu" in shown and f"torch {torch.__version__}" in shown
+    assert f"python {sys.version_info.major}" in shown
 
 
 def test_other_parameters_run_but_are_not_promoted(project, capsys):
@@ -285,30 +288,49 @@ def test_without_a_state_folder_runs_go_to_the_temporary_files(tmp_path, monkeyp
     assert runner.workspace(tmp_path / "one") != runner.workspace(tmp_path / "two")
 
 
+MEET = """
+from pathlib import Path
+import time
+
+def both(what):
+    Path(f"{what}_{seed}").touch()
+    while not (Path(f"{what}_1").exists() and Path(f"{what}_2").exists()):
+        time.sleep(0.05)
+
+both("arrived")
+found = len(list(Path("../build/running").glob("*.ipynb")))
+both("looked")
+print("seed", seed, "beside", found)
+"""
+
+
 def test_two_runs_of_a_chapter_do_not_meet(project):
-    """Both hold their partial notebook at the same time; each finishes with its own."""
-    root = project(
-        "from pathlib import Path; import time\n"
-        "Path(f'at_{seed}').touch()\n"
-        "while not (Path('at_1').exists() and Path('at_2').exists()):\n    time.sleep(0.05)\n"
-        "print('seed', seed)"
-    ).parents[1]
+    """While both run there are two partial notebooks, and each ends as its own."""
+    root = project(MEET).parents[1]
     runs = [soundgreeks("run", "--seed", seed, "--out", f"out_{seed}") for seed in "12"]
     for seed, process in zip("12", runs, strict=True):
         _, error = process.communicate(timeout=120)
         assert process.returncode == 0, error
-        assert f"seed {seed}" in (root / f"out_{seed}/01_one.ipynb").read_text()
+        assert f"seed {seed} beside 2" in (root / f"out_{seed}/01_one.ipynb").read_text()
     assert runner.read_records(root)["01_one"]["state"] == "finished"
     assert list((root / "build/running").iterdir()) == []
 
 
 def test_a_record_is_written_in_one_step(tmp_path, monkeypatch):
     record = {"chapter": "01_one", "when": "", "state": "x", "profile": "read", "device": "cpu"}
-    runner.write_record(tmp_path, record | {"versions": {}})
-    monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError()))
-    with pytest.raises(OSError):
-        runner.write_record(tmp_path, record | {"versions": {}, "state": "y"})
+    record["versions"] = {}
+    runner.write_record(tmp_path, record)
+    whole = Path.write_text
+
+    def full(path, text, *arguments, **options):
+        whole(path, text[:9], *arguments, **options)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        runner.write_record(tmp_path, record | {"state": "y"})
     assert runner.read_records(tmp_path)["01_one"]["state"] == "x"
+    assert len(list((tmp_path / "build/runs").iterdir())) == 1
 
 
 # --- One line where something is wrong -------------------------------------------------------
@@ -336,7 +358,11 @@ def test_a_damaged_table_of_contents_is_named(project, capsys, text):
     assert f"{contents} is damaged: " in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"nbformat": 4, "nbformat_minor": 5}'])
+FOUR = '{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [%s]}'
+BAD_CELLS = (FOUR % "1", FOUR % '{"cell_type": "raw", "id": "a", "metadata": {}}')
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "{", '{"nbformat": 4}', *BAD_CELLS])
 def test_a_damaged_notebook_is_named(project, capsys, text):
     path = project()
     path.write_text(text)
