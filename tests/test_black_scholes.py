@@ -79,7 +79,42 @@ def test_implied_variance_inverts_the_price():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match=r"w must be non-negative, got -0\.1"):
+    with pytest.raises(ValueError, match=r"w must be non-negative and finite, got -0\.1"):
         black_scholes.call(0.0, -0.1)
-    with pytest.raises(ValueError, match="k must be a number, got nan"):
+    with pytest.raises(ValueError, match="k must be finite, got nan"):
         black_scholes.call(math.nan, 0.1)
+    for w in (math.inf, math.nan):
+        with pytest.raises(ValueError, match="w must be non-negative and finite"):
+            black_scholes.call(0.0, w)
+    with pytest.raises(ValueError, match="iterations must be at least 1, got -1"):
+        black_scholes.implied_variance(0.1, 0.0, iterations=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_slope_at_the_strike_is_delta(dtype):
+    """Where the price changes sides, autograd of it gave twice the slope."""
+    k = torch.zeros(3, dtype=dtype, requires_grad=True)
+    y = torch.tensor([-6.0, -3.0, 0.0], dtype=dtype)
+    for price in (black_scholes.call(k, y.exp()), black_scholes.partials(k, y).value):
+        (slope,) = torch.autograd.grad(price.sum(), k)
+        torch.testing.assert_close(slope, torch.special.ndtr(0.5 * torch.exp(0.5 * y)))
+
+
+def test_extreme_arguments_are_never_nan():
+    k = torch.tensor([-1e4, -300.0, -1.0, 0.0, 1.0, 700.0, 1e4], dtype=F64)[:, None]
+    w = torch.tensor([0.0, 1e-300, 1e-8, 1.0, 1e3, 1e8, 1e300], dtype=F64)
+    price = black_scholes.call(k, w)
+    assert (price >= torch.expm1(k).clamp_min(0)).all()
+    assert (price <= k.exp() * (1 + 1e-12)).all()
+    torch.testing.assert_close(price[:6, -1], k[:6, 0].exp())
+
+
+# torch's own forward mode imports what it deprecates
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_it_batches_and_differentiates_forward():
+    k, w = scattered(20, seed=2)
+    k = k * w.sqrt()
+    one = torch.func.vmap(torch.func.grad(black_scholes.value, argnums=(0, 1)))(k, w)
+    _, slope = torch.func.jvp(black_scholes.value, (k, w), (torch.ones_like(k), 0 * w))
+    torch.testing.assert_close(slope, one[0])
+    torch.testing.assert_close(one[1], black_scholes.partials(k, w.log()).y / w)

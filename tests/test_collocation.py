@@ -7,6 +7,7 @@ import torch
 
 from soundgreeks import collocation, heston
 from soundgreeks.models.heston import TABLE_I
+from soundgreeks.operators import PRESETS
 from soundgreeks.operators.collocation import Points
 
 F64 = torch.float64
@@ -30,7 +31,7 @@ def test_the_map_of_eq_14_thins_out_the_middle_and_sinh_does_not():
 
 @pytest.mark.parametrize("x_map", collocation.MAPS)
 def test_points_lie_in_table_i_under_feller(x_map):
-    points = collocation.draw(500, x_map=x_map, feller_share=0.5, generator=generator())
+    points = collocation.draw(500, x_map=x_map, edge_share=0.5, generator=generator())
     for name in ("x", "nu", "tau"):
         low, high = TABLE_I[name]
         assert getattr(points, name).min() >= low and getattr(points, name).max() <= high
@@ -52,7 +53,7 @@ def test_draws_repeat_from_a_seed_and_differ_between_seeds():
 
 def test_similar_points_follow_the_width_of_the_price():
     points = collocation.draw_similar(
-        4000, x=(-2.5, 2.5), nu=(1e-4, 0.8), tau=(5e-4, 1), uniform_share=0, generator=generator()
+        4000, domain=PRESETS["sound"].domain, uniform_share=0, generator=generator()
     )
     w = heston.expected_variance(points.nu, points.tau, points.p)
     z = points.x / w.sqrt()
@@ -93,7 +94,7 @@ def test_refinement_puts_the_worst_candidates_in_place_of_random_points():
 def test_refinement_of_a_grid_has_two_sides():
     active = collocation.draw((20, 40), generator=generator(1))
     new = collocation.draw((10, 10), generator=generator(2))
-    candidates = Points(new.x, new.nu, new.tau, active.p)
+    candidates = Points(new.x, new.state, new.tau, active.p)
     points = collocation.refine(active, candidates, torch.arange(10.0), 4)
     assert (points.x != active.x).sum() == 4
     assert torch.equal(points.p.stack(), active.p.stack())

@@ -10,15 +10,20 @@ from hypothesis import strategies as st
 from oracles import quantlib_heston, quantlib_heston_many
 
 from soundgreeks import heston
+from soundgreeks.models import heston_integral
 from soundgreeks.models.heston import TABLE_I, Parameters
 
 F64 = torch.float64
 
 
-def draw(n, seed=None, tau_min=0.01):
-    """Fresh draws of Table I under Feller: x, nu, tau, parameters."""
-    generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(seed)
+def fresh_seed():
+    """Another one on every run: to be shown by the assertion that fails."""
+    return torch.Generator().seed() % 2**31
+
+
+def draw(n, seed=0, tau_min=0.01):
+    """Draws of Table I under Feller: x, nu, tau, parameters."""
+    generator = torch.Generator().manual_seed(seed)
     p = heston.sample_parameters(n, generator=generator)
     unit = torch.rand(3, n, dtype=F64, generator=generator)
     low, high = torch.tensor([TABLE_I["x"], TABLE_I["nu"], (tau_min, 1.0)], dtype=F64).T[..., None]
@@ -110,18 +115,21 @@ def test_published_greeks_by_autograd_and_under_the_integral(model, printed):
 
 
 def test_prices_against_quantlib_over_table_i():
-    x, nu, tau, p = draw(10_000)
+    seed = fresh_seed()
+    x, nu, tau, p = draw(10_000, seed)
     ours = heston.call(x, nu, tau, p).numpy()
     oracle = quantlib_heston_many(x, nu, tau, p)
     given_up = np.isnan(oracle)  # its adaptive rule runs out of evaluations now and then
-    assert given_up.mean() < 0.01
-    assert np.abs(ours - oracle)[~given_up].max() <= 1e-12
+    assert given_up.mean() < 0.01, seed
+    far = np.flatnonzero(~(np.abs(ours - oracle) <= 1e-12) & ~given_up)
+    assert len(far) <= 3, seed  # that rule is off by more once in some hundred thousand
+    second = quantlib_heston_many(x[far], nu[far], tau[far], p[far], "andersen-piterbarg")
+    assert (np.abs(ours[far] - second) <= 1e-12).all(), seed
 
 
-def draw_far_outside(n):
+def draw_far_outside(n, seed):
     """Feller violated or not, any rho, r of both signs, days to 15 years, variances from 1e-4."""
-    generator = torch.Generator()
-    generator.seed()
+    generator = torch.Generator().manual_seed(seed)
     unit = torch.rand(8, n, dtype=F64, generator=generator)
 
     def log_uniform(i, low, high):
@@ -138,21 +146,22 @@ def draw_far_outside(n):
 
 
 def test_prices_against_quantlib_far_outside_table_i():
-    x, nu, tau, p = draw_far_outside(300)
+    seed = fresh_seed()
+    x, nu, tau, p = draw_far_outside(300, seed)
     ours = heston.call(x, nu, tau, p).numpy()
     first, second = (
         quantlib_heston_many(x, nu, tau, p, e) for e in ("adaptive", "andersen-piterbarg")
     )
     # out here either engine can be off by 1e-6 or give up: an oracle is where the two agree
     agreed = np.abs(first - second) < 1e-10
-    assert agreed.mean() > 0.8
-    assert np.abs(ours - first)[agreed].max() <= 1e-9
+    assert agreed.mean() > 0.8, seed
+    assert np.abs(ours - first)[agreed].max() <= 1e-9, seed
 
 
 def test_straight_and_bent_contour_agree(monkeypatch):
-    x, nu, tau, p = draw_far_outside(1_000)
+    x, nu, tau, p = draw_far_outside(1_000, seed=0)
     bent = heston.call(x, nu, tau, p)
-    monkeypatch.setattr(heston, "_STRAIGHT_NODES", 20_000)
+    monkeypatch.setattr(heston_integral, "_STRAIGHT_NODES", 20_000)
     assert (heston.call(x, nu, tau, p) - bent).abs().max() < 1e-13
 
 
@@ -221,7 +230,13 @@ def test_shortcuts_agree():
 
 
 ranges = {k: st.floats(*v) for k, v in TABLE_I.items()} | {"tau": st.floats(0.01, 1.0)}
-models = st.builds(Parameters, *(ranges[k] for k in ("kappa", "theta", "sigma", "rho", "r")))
+
+
+def tensors(*numbers):
+    return Parameters(*torch.tensor(numbers, dtype=F64))
+
+
+models = st.builds(tensors, *(ranges[k] for k in ("kappa", "theta", "sigma", "rho", "r")))
 points = st.tuples(ranges["x"], ranges["nu"], ranges["tau"])
 
 
@@ -348,10 +363,10 @@ def test_shapes_dtypes_and_broadcasting():
         ({"sigma": -1.0}, "sigma must be non-negative, got -1.0"),
         ({"rho": 1.5}, r"rho must be in \[-1, 1\], got 1.5"),
         ({"r": math.nan}, "r must be finite, got nan"),
-        ({"nu": -0.01}, "nu must be non-negative, got -0.01"),
-        ({"tau": -1.0}, "tau must be non-negative, got -1.0"),
+        ({"nu": -0.01}, "nu must be non-negative and finite, got -0.01"),
+        ({"tau": -1.0}, "tau must be non-negative and finite, got -1.0"),
         ({"x": math.inf}, "x must be finite, got inf"),
-        ({"nu": torch.tensor([0.1, math.nan])}, "nu must be finite, got nan"),
+        ({"nu": torch.tensor([0.1, math.nan])}, "nu must be non-negative and finite, got nan"),
         ({"x": torch.zeros(2), "nu": torch.ones(3)}, "shapes do not broadcast: x .2,., nu .3,."),
         ({"kappa": torch.ones(2), "rho": torch.zeros(3)}, "shapes do not broadcast"),
     ],
@@ -366,7 +381,47 @@ def test_bad_values_raise_one_clear_error(change, message):
 @pytest.mark.parametrize("bad", ["0.1", None, torch.tensor([1, 2]), 1j])
 def test_bad_types_raise_one_clear_error(bad):
     with pytest.raises(TypeError, match="sigma"):
-        Parameters(2.0, 0.04, bad, -0.7, 0.05)
+        heston.call(0.0, 0.04, 1.0, Parameters(2.0, 0.04, bad, -0.7, 0.05))
+
+
+def test_half_precision_is_refused():
+    with pytest.raises(TypeError, match=r"x must be of float32 or float64, got torch\.float16"):
+        heston.call(torch.zeros(2, dtype=torch.float16), 0.04, 1.0, inside())
+
+
+def inside():
+    return Parameters(2.0, 0.04, 0.3, -0.7, 0.05)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(x=1000.0), dict(x=-1000.0), dict(nu=1e6), dict(tau=1e4), dict(nu=1e-300, tau=1e-300),
+     dict(kappa=1e6), dict(sigma=1e3), dict(theta=1e5), dict(kappa=1e-20), dict(r=-50.0)],
+)  # fmt: skip
+def test_extreme_arguments_give_a_price_or_one_clear_error(change):
+    """Never NaN: within the bounds of no arbitrage, or refused."""
+    a = dict(x=0.1, nu=0.04, tau=1.0) | inside()._asdict() | change
+    try:
+        price = heston.call(a["x"], a["nu"], a["tau"], Parameters(*list(a.values())[3:]))
+    except FloatingPointError as error:
+        assert "double precision cannot hold the price at x = " in str(error)
+        return
+    bound = max(math.exp(min(a["x"], 700)) - math.exp(-a["r"] * a["tau"]), 0)
+    assert bound * (1 - 1e-9) - 1e-9 <= float(price) <= math.exp(min(a["x"], 700)) * (1 + 1e-9)
+
+
+def test_parameters_are_a_light_tuple():
+    """vmap and compile take them; numbers stay numbers until something is priced."""
+    p = inside()
+    assert p.kappa == 2.0 and p.shape == () and p._replace(r=0.0).r == 0.0
+    many = heston.sample_parameters(5)
+    variance = torch.func.vmap(lambda q: heston.MODEL.expected_variance(q, 0.5, q.theta))(many)
+    torch.testing.assert_close(variance, 0.5 * many.theta)
+    traced = torch.compile(lambda q: q.kappa * q.theta, backend="eager", fullgraph=True)
+    torch.testing.assert_close(traced(many), many.kappa * many.theta)
+    assert many[1:3].shape == (2,) and many[:, None].shape == (5, 1)
+    mixed = Parameters(2.0, many.theta, 0.3, -0.7, 0.05)
+    assert mixed[2].theta == many.theta[2] and mixed.stack().shape == (5, 5)
 
 
 @pytest.mark.parametrize("n", [0, -3, 2.5])

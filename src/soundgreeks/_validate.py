@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+DTYPES = (torch.float32, torch.float64)
+
 
 def require(ok: Tensor | bool, name: str, value, allowed: str) -> None:
     """Raise `ValueError` naming the first offending entry of `value` unless `ok` holds everywhere.
@@ -10,48 +12,82 @@ def require(ok: Tensor | bool, name: str, value, allowed: str) -> None:
     `ok` is a boolean or a boolean tensor of the shape of `value`. NaN compares false with
     everything, so a condition such as ``value > 0`` rejects it too.
     """
-    ok = torch.as_tensor(ok)
-    if bool(ok.all()):
+    if isinstance(ok, bool):
+        if ok:
+            return
+    elif bool(torch.as_tensor(ok).all()):
         return
+    ok = torch.as_tensor(ok)
     if isinstance(value, Tensor):
         value = value.detach()
         value = value[~ok].flatten()[0].item() if ok.shape == value.shape else tuple(value.shape)
     raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
-def floating(**arguments) -> list[Tensor]:
-    """The arguments as tensors of one floating dtype and device, broadcast against each other.
+def extremes(values: list[Tensor]) -> list[tuple[float, float]]:
+    """Smallest and largest entry of each tensor, NaN if it has one, in one transfer to the host."""
+    if not all(v.numel() for v in values):
+        return [(float(v.min()), float(v.max())) if v.numel() else (0.0, 0.0) for v in values]
+    with torch.no_grad():
+        if all(v.ndim == 0 for v in values):
+            return [(v, v) for v in torch.stack(values).tolist()]
+        return [(low, high) for low, high in torch.stack(
+            [torch.stack(v.aminmax()).double() for v in values]).tolist()]  # fmt: skip
 
-    Tensors with dimensions decide the dtype; numbers and 0-dimensional tensors follow them, as in
-    PyTorch's own promotion. With numbers alone it is float64.
+
+def floating(**arguments) -> list[Tensor]:
+    """The arguments as tensors of one dtype and device, broadcast against each other.
+
+    Tensors with dimensions decide dtype and device; numbers and 0-dimensional tensors follow them,
+    as in PyTorch's own promotion. With numbers alone it is float64 on the CPU.
 
     Raises
     ------
     TypeError
-        An argument is neither a real number nor a floating tensor.
+        An argument is neither a real number nor a tensor of float32 or float64.
     ValueError
-        The shapes do not broadcast.
+        The shapes do not broadcast, or tensors with dimensions lie on different devices.
     """
-    for name, value in arguments.items():
-        if isinstance(value, Tensor) and not value.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
-    tensors = [a for a in arguments.values() if isinstance(a, Tensor)]
+    return list(_broadcast(arguments, tensors(**arguments)))
+
+
+def tensors(**arguments) -> list[Tensor]:
+    """`floating` without broadcasting."""
+    given = {k: a for k, a in arguments.items() if isinstance(a, Tensor)}
+    for name, value in given.items():
+        if value.dtype not in DTYPES:
+            raise TypeError(f"{name} must be of float32 or float64, got {value.dtype}")
+    leading = {k: t for k, t in given.items() if t.ndim} or given
     dtype, device = torch.float64, None
-    if tensors:
-        leading = [t for t in tensors if t.ndim] or tensors
-        dtype, device = leading[0].dtype, leading[0].device
-        for t in leading[1:]:
-            dtype = torch.promote_types(dtype, t.dtype)
+    if leading:
+        first, *others = leading
+        dtype, device = leading[first].dtype, leading[first].device
+        for name in others:
+            value = leading[name]
+            dtype = torch.promote_types(dtype, value.dtype)
+            if value.device != device and value.ndim:
+                raise ValueError(
+                    f"{name} must be on the device of {first}, {device}, got {value.device}"
+                )
+    if not given:  # numbers alone: one tensor holds them all
+        try:
+            return list(torch.tensor(list(arguments.values()), dtype=dtype).unbind())
+        except (TypeError, ValueError, RuntimeError):
+            pass  # some are arrays, or none of it
     converted = []
     for name, value in arguments.items():
         try:
             converted.append(torch.as_tensor(value, dtype=dtype, device=device))
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name} must be a real number or a tensor, got {value!r}") from error
+    return converted
+
+
+def _broadcast(names, values: list[Tensor]):
+    if all(v.shape == values[0].shape for v in values):
+        return values
     try:
-        return list(torch.broadcast_tensors(*converted))
+        return torch.broadcast_tensors(*values)
     except RuntimeError as error:
-        shapes = ", ".join(
-            f"{n} {tuple(t.shape)}" for n, t in zip(arguments, converted, strict=True)
-        )
+        shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in zip(names, values, strict=True))
         raise ValueError(f"shapes do not broadcast: {shapes}") from error

@@ -1,76 +1,117 @@
-r"""Second-order Taylor channels: the seven numbers that the pricing equation needs, in one pass.
+r"""Jets: a function together with the derivatives that a pricing equation names, in one pass.
 
-A jet carries a function of (x, nu, tau) together with those of its derivatives that occur in
-eq. 5 of DeepSVM,
+A jet carries a value, its first derivatives along named directions, and one second derivative for
+each of some *pairs* of them; for a model with spot and one variance the pairs are (x, x), (x, nu),
+(nu, nu) and the channels are those of DeepSVM's eq. 5,
 
-.. math:: (u,\ u_x,\ u_\nu,\ u_\tau,\ u_{xx},\ u_{x\nu},\ u_{\nu\nu}),
+.. math:: (u,\ u_x,\ u_\nu,\ u_\tau,\ u_{xx},\ u_{x\nu},\ u_{\nu\nu}).
 
-through sums, products and elementary functions by the chain rule. Nothing is differentiated
-twice by automatic differentiation: one forward pass gives all channels, one backward pass the
-gradient in the weights. Through layers the channels travel stacked, as one tensor of shape
-(7, ..., width), so that a linear layer is a single matrix product; six, where no jet has a
-derivative in tau, and one, where only values are asked for.
+Sums, products and elementary functions act by the chain rule, so one forward pass gives all
+channels and one backward pass the gradient in the weights. A channel called "xx" may carry any
+operator u_xx + (first derivatives), because that obeys the same rules: `equation` uses it. Through
+layers the channels travel stacked, as one tensor (channels, ..., width), so that a linear layer is
+a single matrix product. Only channels that some jet carries are stacked: a price alone costs a
+plain forward pass.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
-CHANNELS = ("value", "x", "nu", "tau", "xx", "xnu", "nunu")
-
-
-def _is(a, number: int) -> bool:
-    return isinstance(a, int) and a == number
+Pairs = tuple[tuple[str, str], ...]
+ONE_FACTOR: Pairs = (("x", "x"), ("x", "nu"), ("nu", "nu"))
+"""The second derivatives of a model with one variance."""
 
 
 def _add(a, b):
-    return b if _is(a, 0) else a if _is(b, 0) else a + b
+    """a + b, where the integer 0 stands for nothing."""
+    if type(a) is int and a == 0:
+        return b
+    return a if type(b) is int and b == 0 else a + b
 
 
 def _mul(a, b):
-    if _is(a, 0) or _is(b, 0):
-        return 0
-    return b if _is(a, 1) else a if _is(b, 1) else a * b
+    """a b, where the integers 0 and 1 cost nothing."""
+    if type(a) is int:
+        return b if a == 1 else 0 if a == 0 else a * b
+    if type(b) is int:
+        return a if b == 1 else 0 if b == 0 else a * b
+    return a * b
 
 
-@dataclass(frozen=True, eq=False, slots=True)
 class Jet:
-    """A function and its derivatives; the integer 0 stands for a channel that is zero everywhere.
+    """A function's value and derivatives, which broadcast against each other.
 
-    Channels broadcast against each other. Jets add and multiply with jets, tensors and numbers.
+    Jets add and multiply with jets, tensors and numbers. A derivative is read by its name,
+    ``u.x``, ``u.xnu``; the integer 0 stands for one that vanishes everywhere.
+
+    >>> x = Jet(torch.tensor(3.0), x=1)
+    >>> (x * x).x, (x * x).xx
+    (tensor(6.), tensor(2))
+
+    Parameters
+    ----------
+    value : Tensor
+    pairs : the second derivatives to carry along, pairs of names of first derivatives
+    derivatives : tensors by name, "x" or, of a pair, the two names joined: "xnu"
     """
 
-    value: Tensor
-    x: Tensor | int = 0
-    nu: Tensor | int = 0
-    tau: Tensor | int = 0
-    xx: Tensor | int = 0
-    xnu: Tensor | int = 0
-    nunu: Tensor | int = 0
+    __slots__ = ("pairs", "parts", "value")
 
-    def __iter__(self):
-        return (getattr(self, name) for name in CHANNELS)
+    def __init__(self, value: Tensor, *, pairs: Pairs = ONE_FACTOR, **derivatives):
+        self.value, self.pairs = value, pairs
+        self.parts = {k: d for k, d in derivatives.items() if type(d) is not int or d != 0}
+
+    def _new(self, value, parts: dict) -> "Jet":
+        new = object.__new__(Jet)
+        new.value, new.pairs, new.parts = value, self.pairs, parts
+        return new
+
+    def __getattr__(self, name: str):
+        if name in self.parts:
+            return self.parts[name]
+        if name == "tau" or any(name in (a, b, a + b) for a, b in self.pairs):
+            return 0
+        raise AttributeError(f"no derivative {name!r} among {sorted(self.parts)}")
+
+    def part(self, name: str):
+        """The derivative `name`, 0 if there is none."""
+        return self.parts.get(name, 0)
+
+    def clamp_min(self, low: float) -> "Jet":
+        """The value not below `low`, the derivatives as they are: a guard, not a function."""
+        return self._new(self.value.clamp_min(low), self.parts)
+
+    def __repr__(self):
+        return f"Jet({self.value}, {self.parts})"
 
     def __add__(self, other) -> "Jet":
         if not isinstance(other, Jet):
-            return Jet(_add(self.value, other), *tuple(self)[1:])
-        return Jet(*(_add(a, b) for a, b in zip(self, other, strict=True)))
+            return self._new(_add(self.value, other), self.parts)
+        parts = dict(self.parts)
+        for name, d in other.parts.items():
+            _into(parts, name, d)
+        return self._new(self.value + other.value, parts)
 
     def __mul__(self, other) -> "Jet":
         if not isinstance(other, Jet):
-            return Jet(*(_mul(a, other) for a in self))
-        a, b = self, other
-        first = [_add(_mul(a.value, q), _mul(p, b.value)) for p, q in zip(a, b, strict=True)]
-        cross = _add(_mul(a.x, b.nu), _mul(a.nu, b.x))
-        return Jet(
-            _mul(a.value, b.value),
-            *first[1:4],
-            _add(first[4], _mul(2, _mul(a.x, b.x))),
-            _add(first[5], cross),
-            _add(first[6], _mul(2, _mul(a.nu, b.nu))),
-        )
+            return self._new(
+                _mul(self.value, other), {k: _mul(v, other) for k, v in self.parts.items()}
+            )
+        mine, theirs, parts = self.parts, other.parts, {}
+        for k in mine | theirs:
+            left = _mul(mine[k], other.value) if k in mine else 0
+            parts[k] = _add(left, _mul(self.value, theirs[k]) if k in theirs else 0)
+        for p, q in self.pairs:
+            if p in mine and q in theirs:
+                cross = _mul(mine[p], theirs[q])
+                _into(parts, p + q, _mul(2, cross) if p == q else cross)
+            if p != q and q in mine and p in theirs:
+                _into(parts, p + q, _mul(mine[q], theirs[p]))
+        return self._new(self.value * other.value, parts)
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -81,57 +122,83 @@ class Jet:
     def __sub__(self, other) -> "Jet":
         return self + (-other)
 
+    def __rsub__(self, other) -> "Jet":
+        return -self + other
+
+    def __truediv__(self, other: Tensor | float) -> "Jet":
+        return self * (1 / other)
+
     def chain(self, f: Tensor, f1: Tensor, f2: Tensor) -> "Jet":
         """f(self), given the values of f, f', f'' at ``self.value``."""
-        curvature = _mul(f2, self.x), _mul(f2, self.nu)
-        return Jet(
-            f,
-            *(_mul(f1, a) for a in (self.x, self.nu, self.tau)),
-            _add(_mul(f1, self.xx), _mul(curvature[0], self.x)),
-            _add(_mul(f1, self.xnu), _mul(curvature[0], self.nu)),
-            _add(_mul(f1, self.nunu), _mul(curvature[1], self.nu)),
-        )
+        mine = self.parts
+        parts = {name: _mul(f1, d) for name, d in mine.items()}
+        bent = {p: _mul(f2, mine[p]) for p, q in self.pairs if p in mine and q in mine}
+        for p, q in self.pairs:
+            if p in bent and q in mine:
+                _into(parts, p + q, _mul(bent[p], mine[q]))
+        return self._new(f, parts)
+
+
+def _into(parts: dict, name: str, term) -> None:
+    parts[name] = parts[name] + term if name in parts else term
 
 
 def coordinates(x: Tensor, nu: Tensor, tau: Tensor) -> tuple[Jet, Jet, Jet]:
-    """The three coordinates as jets: each has derivative one with respect to itself."""
+    """(x, nu, tau) as jets: each has derivative one with respect to itself."""
     return Jet(x, x=1), Jet(nu, nu=1), Jet(tau, tau=1)
 
 
-def exp(a: Jet) -> Jet:
+# Elementary functions: of tensors they are torch's own.
+
+
+def exp(a):
+    if not isinstance(a, Jet):
+        return torch.exp(a)
     f = torch.exp(a.value)
     return a.chain(f, f, f)
 
 
-def log(a: Jet) -> Jet:
+def expm1(a):
+    if not isinstance(a, Jet):
+        return torch.expm1(a)
+    f1 = torch.exp(a.value)
+    return a.chain(torch.expm1(a.value), f1, f1)
+
+
+def log(a):
+    if not isinstance(a, Jet):
+        return torch.log(a)
     f1 = 1 / a.value
     return a.chain(torch.log(a.value), f1, -f1 * f1)
 
 
-def sqrt(a: Jet) -> Jet:
+def sqrt(a):
+    if not isinstance(a, Jet):
+        return torch.sqrt(a)
     f = torch.sqrt(a.value)
     f1 = 0.5 / f
     return a.chain(f, f1, -0.5 * f1 / a.value)
 
 
-def reciprocal(a: Jet) -> Jet:
-    f = 1 / a.value
-    return a.chain(f, -f * f, 2 * f * f * f)
-
-
-def tanh(a: Jet) -> Jet:
+def tanh(a):
+    if not isinstance(a, Jet):
+        return torch.tanh(a)
     f = torch.tanh(a.value)
     f1 = 1 - f * f
     return a.chain(f, f1, -2 * f * f1)
 
 
-def sigmoid(a: Jet) -> Jet:
+def sigmoid(a):
+    if not isinstance(a, Jet):
+        return torch.sigmoid(a)
     f = torch.sigmoid(a.value)
     f1 = f * (1 - f)
     return a.chain(f, f1, f1 * (1 - 2 * f))
 
 
-def softplus(a: Jet) -> Jet:
+def softplus(a):
+    if not isinstance(a, Jet):
+        return torch.nn.functional.softplus(a)
     f1 = torch.sigmoid(a.value)
     return a.chain(torch.nn.functional.softplus(a.value), f1, f1 * (1 - f1))
 
@@ -139,78 +206,91 @@ def softplus(a: Jet) -> Jet:
 def compose(f, a: Jet, b: Jet) -> Jet:
     """f(a, b) from ``f = (value, a, b, aa, ab, bb)``, f and its partial derivatives at (a, b)."""
     value, fa, fb, faa, fab, fbb = f
-
-    def second(ai, aj, aij, bi, bj, bij):
-        terms = (
-            _mul(fa, aij),
-            _mul(fb, bij),
-            _mul(faa, _mul(ai, aj)),
-            _mul(fbb, _mul(bi, bj)),
-            _mul(fab, _add(_mul(ai, bj), _mul(aj, bi))),
-        )
-        total = 0
-        for term in terms:
-            total = _add(total, term)
-        return total
-
-    return Jet(
-        value,
-        *(_add(_mul(fa, getattr(a, c)), _mul(fb, getattr(b, c))) for c in CHANNELS[1:4]),
-        second(a.x, a.x, a.xx, b.x, b.x, b.xx),
-        second(a.x, a.nu, a.xnu, b.x, b.nu, b.xnu),
-        second(a.nu, a.nu, a.nunu, b.nu, b.nu, b.nunu),
-    )
+    da, db = a.parts, b.parts
+    parts = {k: _add(_mul(fa, a.part(k)), _mul(fb, b.part(k))) for k in da | db}
+    for p, q in a.pairs:
+        for f2, left, right in ((faa, da, da), (fbb, db, db), (fab, da, db), (fab, db, da)):
+            if p in left and q in right:
+                _into(parts, p + q, _mul(f2, _mul(left[p], right[q])))
+    return a._new(value, parts)
 
 
-def stack(jets: Sequence[Jet]) -> Tensor:
-    """Jets side by side as the input of a layer: (channels, ..., len(jets)).
+# Layers
 
-    Seven channels; six, when no jet carries a derivative in tau; one (the value), when none
-    carries any: a price alone then costs a plain forward pass.
+
+class Stack(NamedTuple):
+    """Jets side by side, as a layer takes them: all channels in one tensor."""
+
+    data: Tensor  # (channels, ..., width)
+    names: tuple[str, ...]  # of channels 1, 2, ...: first derivatives, then second ones
+    pairs: Pairs
+
+    @property
+    def rows(self) -> tuple[tuple[int, int, int], ...]:
+        """For each second derivative its channel and the channels of its two first ones."""
+        at = {name: row for row, name in enumerate(self.names, 1)}
+        return tuple((at[p + q], at[p], at[q]) for p, q in self.pairs if p + q in at)
+
+    def jet(self, channels: Sequence[Tensor] | Tensor) -> Jet:
+        """The jet of other tensors in this stack's channels."""
+        value, *parts = channels
+        return Jet(value, pairs=self.pairs, **dict(zip(self.names, parts, strict=True)))
+
+
+def stack(jets: Sequence[Jet]) -> Stack:
+    """Jets side by side: data of shape (channels, ..., len(jets)).
+
+    The channels are those that some jet carries, and the pairs of the first derivatives among
+    them, which a layer's curvature fills.
     """
-    values = torch.broadcast_tensors(*(j.value for j in jets))
-    if all(_is(c, 0) for j in jets for c in tuple(j)[1:]):
-        return torch.stack(values, dim=-1)[None]
-    like = values[0]
-    rows = [
-        torch.stack(
-            [torch.as_tensor(c, dtype=like.dtype, device=like.device).expand_as(like) for c in row],
-            dim=-1,
-        )
-        for name, row in zip(CHANNELS, zip(*jets, strict=True), strict=True)
-        if name != "tau" or not all(_is(c, 0) for c in row)
-    ]
-    return torch.stack(rows)
+    pairs = jets[0].pairs
+    seconds = [p + q for p, q in pairs]
+    carried = {name for j in jets for name in j.parts}
+    first = [n for n in dict.fromkeys([*sum(pairs, ()), *sorted(carried)]) if n in carried]
+    first = [n for n in first if n not in seconds]
+    second = [p + q for p, q in pairs if p + q in carried or {p, q} <= carried]
+    names = (*first, *second)
+    every = [d for j in jets for d in (j.value, *j.parts.values()) if isinstance(d, Tensor)]
+    shape = every[0].shape
+    if any(d.shape != shape for d in every):
+        shape = torch.broadcast_shapes(*{d.shape for d in every})
+    constant = {v: torch.full_like(every[0], v).expand(shape) for v in (0, 1)}
+    rows = [j.value for j in jets] + [j.parts.get(name, 0) for name in names for j in jets]
+    for i, d in enumerate(rows):
+        if not isinstance(d, Tensor):
+            rows[i] = constant[d] if d in constant else constant[1] * d
+        elif d.shape != shape:
+            rows[i] = d.expand(shape)
+    data = torch.stack(rows).view(1 + len(names), len(jets), *shape).movedim(1, -1)
+    return Stack(data.contiguous(), names, pairs)
 
 
-def unstack(channels: Sequence[Tensor] | Tensor) -> Jet:
-    """The jet of the channels given, seven, six or one: the inverse of `stack` for one output."""
-    if len(channels) == 6:
-        value, x, nu, *second = channels
-        return Jet(value, x, nu, 0, *second)
-    return Jet(*channels)
+def gelu(z: Tensor, order: int = 3) -> tuple[Tensor, ...]:
+    """z Phi(z) and its first two or three derivatives."""
+    square, cdf = z * z, torch.special.ndtr(z)
+    pdf = torch.exp(-0.5 * square) * 0.3989422804014327
+    first = z * cdf, torch.addcmul(cdf, z, pdf), pdf * (2 - square)
+    return first if order == 2 else (*first, pdf * z * (square - 4))
 
 
-def gelu(z: Tensor) -> tuple[Tensor, ...]:
-    """z Phi(z) and its first three derivatives."""
-    cdf = torch.special.ndtr(z)
-    pdf = torch.exp(-0.5 * z * z) * 0.3989422804014327
-    return z * cdf, cdf + z * pdf, pdf * (2 - z * z), pdf * z * (z * z - 4)
-
-
-def silu(z: Tensor) -> tuple[Tensor, ...]:
-    """z sigmoid(z) and its first three derivatives."""
+def silu(z: Tensor, order: int = 3) -> tuple[Tensor, ...]:
+    """z sigmoid(z) and its first two or three derivatives."""
     s = torch.sigmoid(z)
-    s1 = s * (1 - s)
-    s2 = s1 * (1 - 2 * s)
-    return z * s, s + z * s1, 2 * s1 + z * s2, 3 * s2 + z * s1 * (1 - 6 * s1)
+    s1 = torch.addcmul(s, s, s, value=-1)
+    s2 = torch.addcmul(s1, s1, s, value=-2)
+    first = z * s, torch.addcmul(s, z, s1), torch.add(z * s2, s1, alpha=2)
+    if order == 2:
+        return first
+    s3 = torch.addcmul(s1, s1, s1, value=-6)
+    return *first, torch.add(z * s3, s2, alpha=3)
 
 
-def tanh_layer(z: Tensor) -> tuple[Tensor, ...]:
-    """tanh(z) and its first three derivatives."""
+def tanh_layer(z: Tensor, order: int = 3) -> tuple[Tensor, ...]:
+    """tanh(z) and its first two or three derivatives."""
     t = torch.tanh(z)
     t1 = 1 - t * t
-    return t, t1, -2 * t * t1, t1 * (6 * t * t - 2)
+    first = t, t1, -2 * t * t1
+    return first if order == 2 else (*first, t1 * (6 * t * t - 2))
 
 
 ACTIVATIONS = {
@@ -218,63 +298,98 @@ ACTIVATIONS = {
     "silu": (torch.nn.functional.silu, silu),
     "tanh": (torch.tanh, tanh_layer),
 }
-"""By name: the activation, and the function that returns it with its first three derivatives."""
+"""By name: the activation, and the function that returns it with its derivatives."""
 
 
-def layer(h: Tensor, weight: Tensor, bias: Tensor, name: str, residual: bool = False) -> Tensor:
-    """act(h W' + b), plus h if `residual`, on the channels that `stack` makes: (channels, ..., n).
+def layer(h: Stack, weight: Tensor, bias: Tensor, name: str, residual: bool = False) -> Stack:
+    """act(h W' + b), plus h if `residual`, on every channel: (channels, ..., n) -> (..., m).
 
-    With derivatives it can be differentiated once, and the backward pass is written out below:
-    it takes a third of the passes over memory that automatic differentiation of the chain rule
-    would. On a value alone it is the plain layer, differentiable any number of times.
+    The backward pass is written out below: it takes a third of the passes over memory that
+    automatic differentiation of the chain rule would. It batches (`torch.func.vmap`,
+    ``is_grads_batched``) and can itself be differentiated, backward and forward, so Jacobians of
+    residuals by weights are to be had and a jet can be taken to one order more.
     """
     plain, derivatives = ACTIVATIONS[name]
-    if len(h) == 1:
-        out = plain(h @ weight.T + bias)
-        return h + out if residual else out
-    return _Layer.apply(h, weight, bias, derivatives, residual)
+    data = h.data
+    if len(data) == 1:
+        out = plain(data @ weight.T + bias)
+        return h._replace(data=data + out if residual else out)
+    if torch.is_grad_enabled() and (data.requires_grad or weight.requires_grad):
+        out, _ = _Layer.apply(data, weight, bias, derivatives, residual, h.rows)
+    else:
+        out, _ = _Layer.forward(data, weight, bias, derivatives, residual, h.rows)
+    return h._replace(data=out)
+
+
+def _accumulate(total: Tensor, a: Tensor, b: Tensor, value: float = 1.0) -> Tensor:
+    """total + value a b in place; in two steps under torch.func, which batches no single one."""
+    if torch._C._are_functorch_transforms_active():
+        return total.add_(a * b, alpha=value)
+    return total.addcmul_(a, b, value=value)
 
 
 class _Layer(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, h: Tensor, weight: Tensor, bias: Tensor, derivatives, residual) -> Tensor:
-        z = h @ weight.T
-        ctx.save_for_backward(h, weight, bias, z)
-        ctx.derivatives, ctx.residual = derivatives, residual
-        f, f1, f2, _ = derivatives(z[0] + bias)
-        out = torch.addcmul(h, z, f1) if residual else z * f1
-        out[0] = h[0] + f if residual else f
-        zx, znu = z[1], z[2]
-        bent = f2 * zx
-        out[-3].addcmul_(bent, zx)
-        out[-2].addcmul_(bent, znu)
-        out[-1].addcmul_(f2 * znu, znu)
-        return out
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx, g: Tensor):
-        if torch.is_grad_enabled():  # someone asked for create_graph
-            raise RuntimeError("a jet's channels can be differentiated once, not twice")
+    def forward(h: Tensor, weight: Tensor, bias: Tensor, derivatives, residual, rows):
+        z = h @ weight.T
+        f, f1, f2 = derivatives(z[0] + bias, 2)
+        out = torch.addcmul(h, z, f1) if residual else z * f1
+        out[0] = h[0] + f if residual else f
+        bent = {p: f2 * z[p] for _, p, _ in rows}
+        for row, p, q in rows:
+            _accumulate(out[row], bent[p], z[q])
+        return out, z
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs, output) -> None:
+        h, weight, bias, ctx.derivatives, ctx.residual, ctx.rows = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(h, weight, bias, output[1])
+        ctx.save_for_forward(h, weight, bias, output[1])
+
+    @staticmethod
+    def backward(ctx, g: Tensor, _):
         h, weight, bias, z = ctx.saved_tensors
+        if torch.is_grad_enabled():  # someone asked for create_graph: z must know its history
+            z = h @ weight.T
         _, f1, f2, f3 = ctx.derivatives(z[0] + bias)
         to_z = g * f1
-        zx, znu = z[1], z[2]
-        gxx, gxnu, gnunu = g[-3:]
-        # The first-order channels meet the curvature twice in xx and nunu, once in xnu.
-        to_x = (2 * gxx * zx).addcmul_(gxnu, znu)
-        to_nu = (2 * gnunu * znu).addcmul_(gxnu, zx)
-        to_z[1].addcmul_(f2, to_x)
-        to_z[2].addcmul_(f2, to_nu)
-        slope = g[1] * zx
+        # A first derivative meets the curvature in every pair it belongs to, twice in a square.
+        to = {}
+        for row, p, q in ctx.rows:
+            for a, b in ((p, q), (q, p)):
+                to[a] = _accumulate(to[a], g[row], z[b]) if a in to else g[row] * z[b]
+        for a, value in to.items():
+            _accumulate(to_z[a], f2, value)
+        slope = g[1] * z[1]
         for a, b in zip(g[2:], z[2:], strict=True):
-            slope.addcmul_(a, b)
-        bend = (to_x * zx).addcmul_(to_nu, znu)
-        to_z[0].addcmul_(f2, slope).addcmul_(f3, bend, value=0.5)
-        rows = to_z.flatten(0, -2)
+            _accumulate(slope, a, b)
+        _accumulate(to_z[0], f2, slope)
+        if to:
+            bend = sum(value * z[a] for a, value in to.items())
+            _accumulate(to_z[0], f3, bend, 0.5)
+        rows = to_z.reshape(-1, to_z.shape[-1])
         to_h = None
         if ctx.needs_input_grad[0]:
-            to_h = torch.addmm(g.flatten(0, -2), rows, weight) if ctx.residual else rows @ weight
-            to_h = to_h.view_as(h)
-        to_bias = to_z[0].flatten(0, -2).sum(0)
-        to_weight = (h.flatten(0, -2).T @ rows).T  # far faster this way for few inputs
-        return to_h, to_weight, to_bias, None, None
+            g = g.reshape(rows.shape)
+            to_h = torch.addmm(g, rows, weight) if ctx.residual else rows @ weight
+            to_h = to_h.view(h.shape)
+        to_bias = to_z[0].reshape(-1, to_z.shape[-1]).sum(0)
+        to_weight = (h.reshape(-1, h.shape[-1]).T @ rows).T  # far faster this way for few inputs
+        return to_h, to_weight, to_bias, None, None, None
+
+    @staticmethod
+    def jvp(ctx, dh, dweight, dbias, *_):
+        h, weight, bias, z = ctx.saved_tensors
+        _, f1, f2, f3 = ctx.derivatives(z[0] + bias)
+        dz = torch.zeros_like(z) if dh is None else dh @ weight.T
+        dz = dz if dweight is None else dz + h @ dweight.T
+        d0 = dz[0] if dbias is None else dz[0] + dbias
+        out = dz * f1 + z * (f2 * d0)
+        second = {row: f3 * d0 * z[p] * z[q] + f2 * (dz[p] * z[q] + z[p] * dz[q])
+                  for row, p, q in ctx.rows}  # fmt: skip
+        rows = [f1 * d0, *(out[i] + second.get(i, 0) for i in range(1, len(z)))]
+        out = torch.stack(rows)
+        return (out if dh is None or not ctx.residual else out + dh), None

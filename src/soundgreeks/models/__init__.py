@@ -1,5 +1,18 @@
 """What is priced: models, claims, closed forms and paths. No networks."""
 
-from . import bachelier, black_scholes, heston, paths
+from . import bachelier, black_scholes, claims, garch, heston, paths
+from .domain import Domain
+from .model import MODELS, Model, register
 
-__all__ = ["bachelier", "black_scholes", "heston", "paths"]
+__all__ = [
+    "MODELS",
+    "Domain",
+    "Model",
+    "bachelier",
+    "black_scholes",
+    "claims",
+    "garch",
+    "heston",
+    "paths",
+    "register",
+]

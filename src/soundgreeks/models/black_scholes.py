@@ -43,18 +43,26 @@ def call(k, w) -> Tensor:
     -------
     Tensor of the broadcast shape. For w -> 0 it is the payoff max(e^k - 1, 0). Far out of the
     money the price keeps its relative precision, because e^k Phi(d1) and Phi(d2) share the factor
-    exp(-d2^2/2), which is taken out before they are subtracted. Differentiable twice in both
-    arguments, with finite gradients down to w = 0.
+    exp(-d2^2/2), which is taken out before they are subtracted. Differentiable any number of times
+    in both arguments, with finite gradients down to w = 0. Infinite where e^k overflows.
+
+    >>> call(0.0, 0.04)  # 2 Phi(0.1) - 1
+    tensor(0.0797, dtype=torch.float64)
 
     Raises
     ------
     ValueError
-        `w` negative or NaN, `k` NaN, or shapes that do not broadcast.
+        `w` negative, an argument that is not finite, or shapes that do not broadcast.
     """
     k, w = floating(k=k, w=w)
-    require(~torch.isnan(k), "k", k, "a number")
-    require(w >= 0, "w", w, "non-negative")
-    return _Call.apply(k, w)
+    require(torch.isfinite(k), "k", k, "finite")
+    require((w >= 0) & torch.isfinite(w), "w", w, "non-negative and finite")
+    return value(k, w)
+
+
+def value(k: Tensor, w: Tensor) -> Tensor:
+    """`call` without validation, for inner loops: tensors of one dtype and device."""
+    return _Call.apply(*torch.broadcast_tensors(k, w))
 
 
 def partials(k: Tensor, y: Tensor) -> Partials:
@@ -73,7 +81,7 @@ def partials(k: Tensor, y: Tensor) -> Partials:
     delta = torch.exp(k) * torch.special.ndtr(d1)
     vega = 0.5 * s * density
     return Partials(
-        value=_price(k, s, d1, d2),
+        value=_Call.apply(k, s * s) if torch.is_grad_enabled() else _price(k, s),
         k=delta,
         y=vega,
         kk=delta + density / s,
@@ -94,16 +102,22 @@ def implied_variance(price, k, *, iterations: int = 60) -> Tensor:
     -------
     Tensor of the broadcast shape; NaN where no w in (0, 16] gives the price, i.e. outside
     (max(e^k - 1, 0), e^k), or so close to the bounds that the price no longer depends on w.
+
+    Raises
+    ------
+    ValueError
+        `iterations` below one, or shapes that do not broadcast.
     """
     price, k = floating(price=price, k=k)
+    require(iterations >= 1, "iterations", iterations, "at least 1")
     low, high = torch.zeros_like(k), torch.full_like(k, 4.0)
     s = 0.5 * (low + high)
     for _ in range(iterations):
-        value = _price(k, s, k / s + 0.5 * s, k / s - 0.5 * s)
-        low = torch.where(value <= price, s, low)
-        high = torch.where(value <= price, high, s)
+        found = _price(k, s)
+        low = torch.where(found <= price, s, low)
+        high = torch.where(found <= price, high, s)
         vega = torch.exp(-0.5 * (k / s - 0.5 * s) ** 2) / _SQRT_2PI
-        newton = s - (value - price) / vega
+        newton = s - (found - price) / vega
         inside = (newton > low) & (newton < high)
         s = torch.where(inside, newton, 0.5 * (low + high))
     intrinsic = torch.expm1(k).clamp_min(0)
@@ -111,36 +125,56 @@ def implied_variance(price, k, *, iterations: int = 60) -> Tensor:
     return torch.where(resolved & (price < torch.exp(k)) & (s < 4), s * s, torch.nan)
 
 
-def _price(k: Tensor, s: Tensor, d1: Tensor, d2: Tensor) -> Tensor:
+def _price(k: Tensor, s: Tensor) -> Tensor:
     """F from s = sqrt(w) > 0: intrinsic value plus the price of the out-of-the-money option."""
-    # Out of the money (k <= 0) F = e^{-d2^2/2} (erfcx(-d1/sqrt 2) - erfcx(-d2/sqrt 2)) / 2; the
-    # put on the other side follows from F(k) = e^k - 1 + e^k F(-k), which swaps d1 and -d2.
-    upper = torch.where(k > 0, -d2, d1)
-    lower = torch.where(k > 0, -d1, d2)
+    # With a = |k| that option is (erfcx((a/s - s/2)/sqrt 2) - erfcx((a/s + s/2)/sqrt 2)) / 2 times
+    # exp(-(a/s + s/2)^2 / 2), for the put too: F(k) = e^k - 1 + e^k F(-k).
+    top, largest = (70.0, 700.0) if s.dtype == torch.float64 else (25.0, 88.0)
+    s = s.clamp_max(top)  # beyond, F is e^k to the last digit and erfcx overflows
+    half, ratio = 0.5 * s, k.abs() / s
+    far = ratio + half
     root = math.sqrt(0.5)
-    scaled = torch.special.erfcx(-root * upper.clamp_max(0)) - torch.special.erfcx(-root * lower)
-    tail = torch.exp(-0.5 * lower * lower) * scaled.clamp_min(0) / 2
-    otm = torch.where(
-        upper > 0,
-        torch.exp(-k.abs()) * torch.special.ndtr(upper) - torch.special.ndtr(lower),
-        tail,
-    )
-    return torch.expm1(k).clamp_min(0) + torch.exp(k.clamp_min(0)) * otm
+    gap = torch.special.erfcx(root * (ratio - half)) - torch.special.erfcx(root * far)
+    otm = 0.5 * torch.exp(-0.5 * far * far) * gap.clamp_min(0)
+    # past `largest` the option is worth nothing, and e^k might overflow
+    return torch.expm1(k).clamp_min(0) + torch.exp(k.clamp(0, largest)) * otm
 
 
 class _Call(torch.autograd.Function):
-    """The price with its closed-form gradient: autograd would give 0 * inf as w -> 0."""
+    """The price with its closed-form gradient: autograd would give 0 * inf as w -> 0, and at k = 0,
+    where `_price` changes sides, twice the slope.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
-    def forward(ctx, k: Tensor, w: Tensor) -> Tensor:
-        ctx.save_for_backward(k, w)
-        s = w.clamp_min(torch.finfo(w.dtype).eps ** 2).sqrt()
-        return _price(k, s, k / s + 0.5 * s, k / s - 0.5 * s)
+    def forward(k: Tensor, w: Tensor) -> Tensor:
+        s = _deviation(w)
+        return _price(k, s)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def _gradient(k: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        s = _deviation(w)
+        delta = torch.exp(k) * torch.special.ndtr(k / s + 0.5 * s)
+        vega = torch.exp(-0.5 * (k / s - 0.5 * s) ** 2) / (2 * _SQRT_2PI * s)  # dF/dw
+        return delta, vega
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        k, w = ctx.saved_tensors
-        s = w.clamp_min(torch.finfo(w.dtype).eps ** 2).sqrt()
-        delta = torch.exp(k) * torch.special.ndtr(k / s + 0.5 * s)
-        vega = torch.exp(-0.5 * (k / s - 0.5 * s) ** 2) / (2 * _SQRT_2PI * s)  # dF/dw
+        delta, vega = _Call._gradient(*ctx.saved_tensors)
         return grad * delta, grad * vega
+
+    @staticmethod
+    def jvp(ctx, dk, dw):
+        delta, vega = _Call._gradient(*ctx.saved_tensors)
+        parts = [g * d for g, d in ((delta, dk), (vega, dw)) if d is not None]
+        return sum(parts)
+
+
+def _deviation(w: Tensor) -> Tensor:
+    return w.clamp_min(torch.finfo(w.dtype).eps ** 2).sqrt()

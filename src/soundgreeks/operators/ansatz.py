@@ -1,7 +1,7 @@
-r"""How a network becomes a price: four maps from the correction N to u, all on jets.
+r"""How a network becomes a price: maps from the correction N to u, all on jets.
 
 =========  ==========================================================  =========================
-name       u                                                            built in
+name       u (of a call)                                               built in
 =========  ==========================================================  =========================
 printed    max(e^x - 1, 0) + tau softplus(N)              (eq. 10)      payoff; u >= payoff
 smoothed   (e^x - 1) sigmoid((e^x - 1)/h) + tau softplus(N)             a smoothed payoff
@@ -10,93 +10,80 @@ implied    e^{-r tau} F(x + r tau, w exp(N))                            payoff, 
                                                                         both no-arbitrage bounds
 =========  ==========================================================  =========================
 
-F is `black_scholes.call` and w the expected total variance, which solves
+F is `black_scholes.call` and w the model's expected total variance; for a linear drift it solves
 w_tau = nu + kappa (theta - nu) w_nu, so that the leading singular terms of the residual cancel.
-The smoothed payoff is that of Sobolev Pruning, section 5.2.4, with width h = 0.05.
+The smoothed payoff is that of Sobolev Pruning, section 5.2.4, with width h = 0.05. Each ansatz is a
+function of the correction `n` and of where it stands, `At`.
 
 For networks that see one point at a time there are also coordinates in which prices of all
 variances and maturities look alike (`similarity_features`).
 """
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from ..arithmetic import jets
 from ..arithmetic.jets import Jet
-from ..models import black_scholes
-from ..models.heston import Parameters
+from ..models import claims, heston
+from ..models.claims import Claim
+from ..models.model import Model, as_states
 
 SMOOTHING_WIDTH = 0.05
 
 
-def expected_variance(nu: Jet, tau: Jet, p: Parameters) -> Jet:
-    r"""w = theta tau + (nu - theta)(1 - e^{-kappa tau})/kappa as a jet in (nu, tau).
+@dataclass(frozen=True)
+class At:
+    """Coordinates as jets, parameters, model and claim; what several formulas need of them once."""
 
-    The integral of E[nu_s] over the life of the option.
-    """
-    decay = torch.exp(-p.kappa * tau.value)
-    slope = tau.chain(-torch.expm1(-p.kappa * tau.value) / p.kappa, decay, -p.kappa * decay)
-    return tau * p.theta + (nu + -p.theta) * slope
+    x: Jet
+    state: Jet | tuple[Jet, ...]
+    tau: Jet
+    p: tuple
+    model: Model = heston.MODEL
+    claim: Claim = claims.CALL
 
+    @cached_property
+    def k(self) -> Jet:
+        """Forward log-moneyness x + r tau."""
+        return self.x + self.tau * self.p.r
 
-def log_expected_variance(nu: Jet, tau: Jet, p: Parameters) -> Jet:
-    """ln w as a jet; at tau = 0 the logarithm of the smallest variance that matters."""
-    w = expected_variance(nu, tau, p)
-    tiny = torch.finfo(w.value.dtype).eps ** 2
-    return jets.log(Jet(w.value.clamp_min(tiny), *tuple(w)[1:]))
+    @cached_property
+    def y(self) -> Jet:
+        """ln w; at tau = 0 the logarithm of the smallest variance that matters."""
+        w = self.model.expected_variance(self.p, self.tau, *as_states(self.state))
+        return jets.log(w.clamp_min(torch.finfo(w.value.dtype).eps ** 2))
 
-
-def forward_log_moneyness(x: Jet, tau: Jet, p: Parameters) -> Jet:
-    """k = x + r tau."""
-    return x + tau * p.r
-
-
-def payoff(x: Jet) -> Jet:
-    """max(e^x - 1, 0), eq. 6, with its derivatives off the kink: eq. 10 has no others."""
-    slope = torch.exp(x.value) * (x.value > 0)
-    return x.chain(torch.expm1(x.value).clamp_min(0), slope, slope)
-
-
-def smoothed_payoff(x: Jet, width: float = SMOOTHING_WIDTH) -> Jet:
-    """v sigmoid(v / width) with v = e^x - 1."""
-    e = torch.exp(x.value)
-    v = x.chain(torch.expm1(x.value), e, e)
-    return v * jets.sigmoid(v * (1 / width))
+    @cached_property
+    def root_tau(self) -> Jet:
+        return jets.sqrt(self.tau.clamp_min(1e-8))
 
 
-def black_scholes_price(k: Jet, y: Jet, tau: Jet, p: Parameters) -> Jet:
-    """e^{-r tau} F(k, e^y)."""
-    price = jets.compose(black_scholes.partials(k.value, y.value), k, y)
-    return jets.exp(tau * -p.r) * price
-
-
-def printed(n: Jet, x: Jet, nu: Jet, tau: Jet, p: Parameters) -> Jet:
+def printed(n: Jet, at: At) -> Jet:
     """Eq. 10."""
-    return payoff(x) + tau * jets.softplus(n)
+    return at.claim.payoff(at.x) + at.tau * jets.softplus(n)
 
 
-def smoothed(n: Jet, x: Jet, nu: Jet, tau: Jet, p: Parameters) -> Jet:
+def smoothed(n: Jet, at: At) -> Jet:
     """Eq. 10 on a payoff without a kink, hence with a bias where tau is small."""
-    return smoothed_payoff(x) + tau * jets.softplus(n)
+    return at.claim.smoothed_payoff(at.x, SMOOTHING_WIDTH) + at.tau * jets.softplus(n)
 
 
-def anchor(n: Jet, x: Jet, nu: Jet, tau: Jet, p: Parameters) -> Jet:
+def anchor(n: Jet, at: At) -> Jet:
     """Black-Scholes at the expected variance, plus tau N: linear in N."""
-    k = forward_log_moneyness(x, tau, p)
-    return black_scholes_price(k, log_expected_variance(nu, tau, p), tau, p) + tau * n
+    return at.claim.anchor(at.k, at.y, at.tau, at.p.r) + at.tau * n
 
 
-def implied(n: Jet, x: Jet, nu: Jet, tau: Jet, p: Parameters) -> Jet:
+def implied(n: Jet, at: At) -> Jet:
     """Black-Scholes at the expected variance times exp(N)."""
-    k = forward_log_moneyness(x, tau, p)
-    return black_scholes_price(k, log_expected_variance(nu, tau, p) + n, tau, p)
+    return at.claim.anchor(at.k, at.y + n, at.tau, at.p.r)
 
 
-def implied_scaled(n: Jet, x: Jet, nu: Jet, tau: Jet, p: Parameters) -> Jet:
+def implied_scaled(n: Jet, at: At) -> Jet:
     """`implied` with N replaced by sigma sqrt(tau) N, the size of the smile's first correction."""
-    return implied(_sqrt_time(tau) * p.sigma * n, x, nu, tau, p)
+    return implied(at.root_tau * at.model.smile(at.p) * n, at)
 
 
 ANSATZ: dict[str, Callable[..., Jet]] = {
@@ -108,48 +95,20 @@ ANSATZ: dict[str, Callable[..., Jet]] = {
 }
 
 
-def plain_features(x: Jet, nu: Jet, tau: Jet) -> list[Jet]:
-    """The trunk inputs of DeepSVM."""
-    return [x, nu, tau]
-
-
-def scale_features(x: Jet, nu: Jet, tau: Jet) -> list[Jet]:
-    """Trunk inputs that resolve the scales on which prices bend near the money and near nu = 0."""
-    near = [jets.tanh(x * (1 / s)) for s in (0.05, 0.15, 0.4)]
-    return [x, nu, tau, *near, jets.sqrt(tau + 0.01), jets.log(nu + 0.01)]
-
-
-SCALE_RANGES = [(-1, 1)] * 3 + [(0.1, math.sqrt(1.01)), (math.log(0.01), math.log(0.42))]
-"""Of the five inputs that `scale_features` adds to (x, nu, tau)."""
-
-
-def similarity_features(x: Jet, nu: Jet, tau: Jet, p: Parameters) -> list[Jet]:
+def similarity_features(at: At) -> list[Jet]:
     r"""Coordinates of order one in which prices at all variances and maturities look alike.
 
     The price bends over a width sqrt(w), which changes fifty-fold over Table I; in
     z = (x + r tau)/sqrt(w) it bends over a width of one everywhere. The rate enters only
     through the forward, because u(x, nu, tau; r) = e^{-r tau} u(x + r tau, nu, tau; 0).
     """
-    k = forward_log_moneyness(x, tau, p)
-    y = log_expected_variance(nu, tau, p)
-    z = k * jets.exp(y * -0.5)
-    tiny = torch.finfo(p.theta.dtype).eps
-    theta = p.theta.clamp_min(tiny)
-    constants = [
-        torch.log(p.kappa),
-        0.5 * torch.log(theta) + 1.5,
-        p.sigma / torch.sqrt(2 * p.kappa * theta),
-        2 * p.rho + 1,
-    ]
+    z = at.k * jets.exp(at.y * -0.5)
+    of_state, *of_model = at.model.features(at.p, *as_states(at.state))
     return [
         jets.tanh(z * (1 / 3)),
-        y * 0.25 + 1,
-        jets.log(Jet(nu.value.clamp_min(1e-6), *tuple(nu)[1:])) * 0.5 - 0.5 * torch.log(theta),
-        _sqrt_time(tau),
-        jets.tanh(k),
-        *(Jet(c) for c in constants),
+        at.y * 0.25 + 1,
+        of_state,
+        at.root_tau,
+        jets.tanh(at.k),
+        *of_model,
     ]
-
-
-def _sqrt_time(tau: Jet) -> Jet:
-    return jets.sqrt(Jet(tau.value.clamp_min(1e-8), *tuple(tau)[1:]))

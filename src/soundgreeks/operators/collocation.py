@@ -1,17 +1,19 @@
 r"""Where the equation is imposed: Sobol points, maps of x, boundary and ATM sets, refinement.
 
-A set of points is `Points`: x, nu, tau of shape (P,) and parameters of shape (P,), each point
-with its own, or (M, 1), every parameter vector against every point.
+A set of points is `Points`: x, states and tau of shape (P,) and parameters of shape (P,), each
+point with its own, or (M, 1), every parameter vector against every point.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .._validate import require
-from ..models.heston import TABLE_I, Parameters, sample_parameters
+from ..models import heston
+from ..models.domain import Domain
+from ..models.model import Model, as_states
 
 
 def tanh_map(u: Tensor, low: float, high: float, alpha: float = 2.0) -> Tensor:
@@ -32,6 +34,7 @@ def sinh_map(u: Tensor, low: float, high: float, alpha: float = 4.0) -> Tensor:
 
 
 def uniform_map(u: Tensor, low: float, high: float) -> Tensor:
+    """Uniform u in [0, 1] to [low, high]."""
     return low + (high - low) * u
 
 
@@ -40,45 +43,62 @@ MAPS = {"tanh": tanh_map, "sinh": sinh_map, "uniform": uniform_map}
 
 @dataclass(frozen=True)
 class Points:
-    """A collocation set; see the module's text for the shapes."""
+    """A collocation set; see the module's text for the shapes.
+
+    `state` is a tuple of tensors, one a state variable; a single tensor stands for a tuple of one.
+    """
 
     x: Tensor
-    nu: Tensor
+    state: tuple[Tensor, ...]
     tau: Tensor
-    p: Parameters
+    p: tuple  # the model's parameters
+
+    def __post_init__(self):
+        object.__setattr__(self, "state", as_states(self.state))
+
+    @property
+    def nu(self) -> Tensor:
+        """The state of a model that has one."""
+        (nu,) = self.state
+        return nu
 
     @property
     def grid(self) -> bool:
         """Whether every parameter vector meets every point."""
-        return self.p.kappa.ndim == 2
+        return self.p.r.ndim == 2
 
     @property
     def count(self) -> int:
         """Number of residuals."""
-        return self.x.numel() * (self.p.kappa.numel() if self.grid else 1)
+        return self.x.numel() * (self.p.r.numel() if self.grid else 1)
+
+    def _map(self, function, parameters=None) -> "Points":
+        """The function applied to every tensor; to the parameters another, or none."""
+        x, *state, tau = (function(v) for v in (self.x, *self.state, self.tau))
+        return Points(x, tuple(state), tau, self.p if parameters is None else parameters(self.p))
 
     def to(self, **where) -> "Points":
-        p = Parameters(*(v.to(**where) for v in self.p))
-        return Points(self.x.to(**where), self.nu.to(**where), self.tau.to(**where), p)
+        """The same on another device or in another dtype."""
+        return self._map(lambda v: v.to(**where), lambda p: p.map(lambda v: v.to(**where)))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by name, for a checkpoint; `from_tensors` is the inverse."""
-        own = {name: getattr(self, name) for name in ("x", "nu", "tau")}
-        return own | {f.name: getattr(self.p, f.name) for f in fields(Parameters)}
+        """All of it by name, for a checkpoint; `with_tensors` is the inverse."""
+        states = {f"state.{i}": v for i, v in enumerate(self.state)}
+        return {"x": self.x, **states, "tau": self.tau, **self.p._asdict()}
 
-    @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> "Points":
-        p = Parameters(*(tensors[f.name] for f in fields(Parameters)))
-        return cls(tensors["x"], tensors["nu"], tensors["tau"], p)
+    def with_tensors(self, tensors: dict[str, Tensor]) -> "Points":
+        """Other values in the place of `tensors`."""
+        state = tuple(tensors[f"state.{i}"] for i in range(len(self.state)))
+        p = type(self.p)(*(tensors[name] for name in self.p._fields))
+        return Points(tensors["x"], state, tensors["tau"], p)
 
     def select(self, index) -> "Points":
         """The points `index`, with their parameters if they have their own."""
-        p = self.p if self.grid else self.p[index]
-        return Points(self.x[index], self.nu[index], self.tau[index], p)
+        return self._map(lambda v: v[index], lambda p: p if self.grid else p[index])
 
     def select_parameters(self, index) -> "Points":
         """The parameter vectors `index` of a grid."""
-        return Points(self.x, self.nu, self.tau, self.p[index])
+        return self._map(lambda v: v, lambda p: p[index])
 
     def shard(self, rank: int, world: int) -> "Points":
         """Every `world`-th point (or parameter vector of a grid), beginning with `rank`.
@@ -88,121 +108,132 @@ class Points:
         ValueError
             The set does not divide evenly: the mean of the shards' losses would not be the loss.
         """
-        n = len(self.p.kappa) if self.grid else len(self.x)
+        n = len(self.p.r) if self.grid else len(self.x)
         require(n % world == 0, "world size", world, f"a divisor of {n}")
         part = slice(rank, None, world)
         return self.select_parameters(part) if self.grid else self.select(part)
 
     def chunks(self, size: int) -> list["Points"]:
         """Pieces of at most about `size` residuals (at least one point each)."""
-        per = max(1, size // len(self.p.kappa)) if self.grid else size
+        per = max(1, size // len(self.p.r)) if self.grid else size
         return [self.select(slice(i, i + per)) for i in range(0, len(self.x), per)]
 
 
 def _replace(old: Points, index: Tensor, new: Points) -> Points:
     tensors = {k: v.clone() for k, v in old.tensors().items()}
-    names = ("x", "nu", "tau") if old.grid else tensors
-    for name in names:
-        tensors[name][index] = new.tensors()[name]
-    return Points.from_tensors(tensors)
+    for name, value in new.tensors().items():
+        if not (old.grid and name in old.p._fields):
+            tensors[name][index] = value
+    return old.with_tensors(tensors)
+
+
+def _seed(generator: torch.Generator | None) -> int:
+    device = generator.device if generator is not None else "cpu"
+    return int(torch.randint(2**31 - 1, (), generator=generator, device=device))
 
 
 def _sobol(n: int, dimensions: int, generator: torch.Generator | None) -> Tensor:
-    seed = int(torch.randint(2**31 - 1, (), generator=generator))
-    engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=seed)
+    engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=_seed(generator))
     return engine.draw(n, dtype=torch.float64)
 
 
-def parameters_near_feller(
-    p: Parameters, share: float, *, generator: torch.Generator | None = None
-) -> Parameters:
-    """Move a share of the vectors next to the Feller boundary: sigma^2 in (.8, 1) 2 kappa theta.
+def parameters_near_edge(
+    p, share: float, model: Model = heston.MODEL, domain: Domain | None = None, *,
+    generator: torch.Generator | None = None,
+):  # fmt: skip
+    """Move a share of the vectors next to the edge of the domain's condition (`Model.near_edge`).
 
-    There the correction to Black-Scholes, and the error, are largest. Table I still holds.
+    There the correction to Black-Scholes, and the error, are largest. For Heston it is the Feller
+    boundary: sigma^2 in (.8, 1) 2 kappa theta.
     """
-    low, high = TABLE_I["sigma"]
-    u = torch.rand(2, *p.shape, generator=generator, dtype=torch.float64).to(p.kappa)
-    edge = (2 * p.kappa * p.theta).sqrt() * (0.8 + 0.2 * u[0]).sqrt()
-    moved = (u[1] < share) & (edge > low) & (edge < high)
-    return Parameters(p.kappa, p.theta, torch.where(moved, edge, p.sigma), p.rho, p.r)
+    device = generator.device if generator is not None else None
+    u = torch.rand(2, *p.shape, generator=generator, dtype=torch.float64, device=device).to(p.r)
+    near = model.near_edge(p, u[0], model.domain if domain is None else domain)
+    moved = u[1] < share
+    return type(p)(*(torch.where(moved, a, b) for a, b in zip(near, p, strict=True)))
 
 
 def draw(
     size: int | tuple[int, int],
     *,
+    model: Model = heston.MODEL,
+    domain: Domain | None = None,
     x_map: str = "tanh",
-    x: tuple[float, float] = TABLE_I["x"],
-    nu: tuple[float, float] = TABLE_I["nu"],
-    tau: tuple[float, float] = TABLE_I["tau"],
-    feller_share: float = 0.0,
+    edge_share: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Points:
-    """Scrambled Sobol points, uniform in (nu, tau) and mapped in x, with parameters of Table I.
+    """Scrambled Sobol points, uniform in states and tau and mapped in x, with parameters.
 
     Parameters
     ----------
     size : P points with parameters of their own, or (M, P) for a grid
+    domain : the model's own by default, for Heston Table I
     x_map : "tanh" (eq. 14), "sinh" or "uniform"
-    x, nu, tau : edges of the domain
-    feller_share : share of parameter vectors moved next to the Feller boundary
+    edge_share : share of parameter vectors moved next to the edge of the domain's condition
 
     Returns
     -------
-    Points, float64.
+    Points, float64, on the CPU.
 
     Raises
     ------
     ValueError
         A size below one or an unknown map.
     """
+    domain = model.domain if domain is None else domain
     m, n = size if isinstance(size, tuple) else (None, size)
     require(n >= 1 and (m is None or m >= 1), "size", size, "at least 1")
     require(x_map in MAPS, "x_map", x_map, f"one of {tuple(MAPS)}")
-    u = _sobol(n, 3, generator)
-    p = sample_parameters(n if m is None else m, generator=generator)
-    if feller_share:
-        p = parameters_near_feller(p, feller_share, generator=generator)
+    u = _sobol(n, 2 + len(model.states), generator).unbind(1)
+    p = model.sample(n if m is None else m, domain, generator=generator)
+    if edge_share:
+        p = parameters_near_edge(p, edge_share, model, domain, generator=generator)
     return Points(
-        MAPS[x_map](u[:, 0], *x),
-        uniform_map(u[:, 1], *nu),
-        uniform_map(u[:, 2], *tau),
+        MAPS[x_map](u[0], *domain["x"]),
+        tuple(domain.scale(s, v) for s, v in zip(model.states, u[1:], strict=False)),
+        domain.scale("tau", u[-1]),
         p if m is None else p[:, None],
     )
 
 
-def draw_at_the_money(size, *, half_width: float = 0.05, **domain) -> Points:
+def draw_at_the_money(size, *, half_width: float = 0.05, **options) -> Points:
     """The ATM set of III.C: uniform x in [-half_width, half_width], the rest as `draw`."""
-    return draw(size, **domain | dict(x_map="uniform", x=(-half_width, half_width)))
+    model = options.get("model", heston.MODEL)
+    domain = (options.get("domain") or model.domain) | {"x": (-half_width, half_width)}
+    return draw(size, **options | dict(x_map="uniform", domain=domain))
 
 
 def draw_similar(
     n: int,
     *,
-    x: tuple[float, float],
-    nu: tuple[float, float],
-    tau: tuple[float, float],
+    model: Model = heston.MODEL,
+    domain: Domain | None = None,
     spread: float = 1.6,
     uniform_share: float = 0.15,
-    feller_share: float = 0.0,
+    edge_share: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Points:
     """Points where the price bends, whatever its scale: x normal with deviation spread sqrt(w).
 
-    tau and nu are drawn as squares of uniforms, dense towards small values, x clamped to its
-    range; a share `uniform_share` of the points has uniform x. Each has its own parameters.
+    States and tau are drawn as squares of uniforms, dense towards their lower ends, x clamped to
+    its range; a share `uniform_share` of the points has uniform x. Each has its own parameters.
     """
-    u = _sobol(n, 4, generator)
-    p = parameters_near_feller(
-        sample_parameters(n, generator=generator), feller_share, generator=generator
-    )
-    variance = nu[0] + (nu[1] - nu[0]) * u[:, 1] ** 2
-    time = tau[0] + (tau[1] - tau[0]) * u[:, 2] ** 2
-    w = p.theta * time - (variance - p.theta) * torch.expm1(-p.kappa * time) / p.kappa
-    z = torch.special.ndtri(u[:, 0].clamp(1e-6, 1 - 1e-6))
-    near = (spread * w.sqrt() * z).clamp(*x)
-    return Points(
-        torch.where(u[:, 3] < uniform_share, uniform_map(u[:, 0], *x), near), variance, time, p
-    )
+    domain = model.domain if domain is None else domain
+    u = _sobol(n, 3 + len(model.states), generator).unbind(1)
+    p = model.sample(n, domain, generator=generator)
+    p = parameters_near_edge(p, edge_share, model, domain, generator=generator)
+    state = tuple(domain.scale(s, v**2) for s, v in zip(model.states, u[1:], strict=False))
+    tau = domain.scale("tau", u[-2] ** 2)
+    w = model.expected_variance(p, tau, *state)
+    z = torch.special.ndtri(u[0].clamp(1e-6, 1 - 1e-6))
+    near = (spread * w.clamp_min(0).sqrt() * z).clamp(*domain["x"])
+    x = torch.where(u[-1] < uniform_share, domain.scale("x", u[0]), near)
+    return Points(x, state, tau, p)
+
+
+def _permutation(n: int, generator: torch.Generator | None) -> Tensor:
+    device = generator.device if generator is not None else None
+    return torch.randperm(n, generator=generator, device=device)
 
 
 def refine(
@@ -228,24 +259,24 @@ def refine(
         f"in [1, {min(len(scores), len(active.x))}]",
     )  # fmt: skip
     worst = torch.topk(scores, count).indices
-    victims = torch.randperm(len(active.x), generator=generator)[:count].to(active.x.device)
+    victims = _permutation(len(active.x), generator)[:count].to(active.x.device)
     return _replace(active, victims, candidates.select(worst))
 
 
 def refine_parameters(
-    active: Points, candidates: Parameters, scores: Tensor, count: int, *,
+    active: Points, candidates: tuple, scores: Tensor, count: int, *,
     generator: torch.Generator | None = None,
 ) -> Points:  # fmt: skip
     """The same for the parameter vectors, candidates (M', 1), of a grid."""
     require(torch.isfinite(scores), "scores", scores, "finite")
-    m = len(active.p.kappa)
+    m = len(active.p.r)
     require(1 <= count <= min(len(scores), m), "count", count, f"in [1, {min(len(scores), m)}]")
     worst = torch.topk(scores, count).indices
-    victims = torch.randperm(m, generator=generator)[:count].to(active.x.device)
-    p = [v.clone() for v in active.p]
+    victims = _permutation(m, generator)[:count].to(active.x.device)
+    p = active.p.map(Tensor.clone)
     for mine, new in zip(p, candidates[worst], strict=True):
         mine[victims] = new
-    return Points(active.x, active.nu, active.tau, Parameters(*p))
+    return Points(active.x, active.state, active.tau, p)
 
 
 def resample_proportionally(
@@ -263,5 +294,7 @@ def resample_proportionally(
     require(1 <= count <= len(scores), "count", count, f"in [1, {len(scores)}]")
     weight = scores.double() ** power
     weight = weight / weight.mean().clamp_min(torch.finfo(torch.float64).tiny) + offset
-    index = torch.multinomial(weight.cpu(), count, replacement=False, generator=generator)
-    return candidates.select(index.to(scores.device))
+    if generator is not None:
+        weight = weight.to(generator.device)
+    index = torch.multinomial(weight, count, replacement=False, generator=generator)
+    return candidates.select(index.to(candidates.x.device))

@@ -1,132 +1,134 @@
-r"""The pricing equation on a jet, for any stochastic-volatility model, and the losses of III.C.
+r"""The pricing equation on a jet, for any model, and the losses of III.C.
 
-.. math:: dS = r S\,dt + s(\nu) S\,dW, \quad d\nu = m(\nu)\,dt + v(\nu)\,dW', \quad
-          d\langle W, W'\rangle = \rho\,dt
+`models.model` states it: u_tau - N[u] = 0. For Heston that is DeepSVM's eq. 5.
 
-gives u_tau - N[u] = 0 with
+Its first derivatives and u_xx occur together, as -s^2/2 L[u] with
 
-.. math:: N[u] = (r - s^2/2) u_x + \tfrac12 s^2 u_{xx} + \rho s v\,u_{x\nu}
-                 + \tfrac12 v^2 u_{\nu\nu} + m\,u_\nu - r u ,
-
-which for s^2 = nu, v^2 = sigma^2 nu and m = kappa (theta - nu) is DeepSVM's eq. 5.
-
-Three of the seven derivatives occur only together, as -s^2/2 L[u] with
-
-.. math:: L[u] = u_{xx} - u_x - \frac{2}{s^2} u_\tau ,
+.. math:: L[u] = u_{xx} - u_x - \frac{2}{s^2}\,u_\tau ,
 
 and L obeys the chain and product rules of u_xx, because it differs from it by first derivatives
-alone. So a jet on `coordinates` carries L in its channel xx and none in tau: six channels do.
+alone. So a jet on `coordinates` carries L in its channel xx and none in tau: six channels do for
+one variance. Where a model has more states than noises (a lifted one: one noise, many factors) the
+drift goes into L as well, and no factor needs a channel of its own: six channels do for any
+number of factors that one noise moves.
 """
-
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..arithmetic import jets
 from ..arithmetic.jets import Jet
-from ..models.heston import Parameters
-from .ansatz import anchor, plain_features
+from ..models import claims, heston
+from ..models.model import Model, Terms, as_states
+from .ansatz import At, anchor
 from .networks import DeepONet
 
-Terms = Sequence[tuple[Tensor | float, Tensor | float]]
+
+def full_coordinates(x: Tensor, state, tau: Tensor, model: Model = heston.MODEL):
+    """(x, states, tau) as jets with every first derivative: for `residual` and the Greeks."""
+    states = []
+    for name, y in zip(model.states, as_states(state), strict=True):
+        along = {d: w[name] for d, w in model.noises.items() if name in w}
+        own = {} if name in model.noises else {name: 1}
+        states.append(Jet(y, pairs=model.pairs, **_ones(along), **own))
+    return (
+        Jet(x, pairs=model.pairs, x=1),
+        tuple(states),
+        Jet(tau, pairs=model.pairs, tau=1),
+    )
 
 
-@dataclass(frozen=True)
-class StochasticVolatility:
-    """A model given by its four coefficients.
+def _ones(seeds: dict) -> dict:
+    """Seeds with 1.0 as the integer that multiplications are spared for."""
+    return {k: 1 if v == 1 else v for k, v in seeds.items()}
 
-    Attributes
+
+def residual(u: Jet, state, p, model: Model = heston.MODEL) -> Tensor:
+    """u_tau - N[u] of a jet on `full_coordinates`: zero for the true price.
+
+    Parameters
     ----------
-    variance : s^2, of the log price, a function of nu
-    covariance : rho s v, of log price and variance
-    variance_of_variance : v^2
-    drift : m, of the variance
-
-    The last three are functions of (nu, p) that return a sum of products f(parameters) g(nu) as
-    pairs (f, g). Written so, the residual of a linear ansatz is a matrix product
-    (`bilinear_residual`); nothing else asks for the factors apart.
+    u : channels of any shape
+    state : tensor, or tuple of tensors, that broadcast against them; p : the parameters
     """
-
-    variance: Callable[[Tensor], Tensor]
-    covariance: Callable[[Tensor, Parameters], Terms]
-    variance_of_variance: Callable[[Tensor, Parameters], Terms]
-    drift: Callable[[Tensor, Parameters], Terms]
-
-
-HESTON = StochasticVolatility(
-    variance=lambda nu: nu,
-    covariance=lambda nu, p: [(p.rho * p.sigma, nu)],
-    variance_of_variance=lambda nu, p: [(p.sigma**2, nu)],
-    drift=lambda nu, p: [(p.kappa * p.theta, 1.0), (-p.kappa, nu)],
-)
-
-GARCH = StochasticVolatility(
-    variance=lambda nu: nu,
-    covariance=lambda nu, p: [(p.rho * p.sigma, nu**1.5)],
-    variance_of_variance=lambda nu, p: [(p.sigma**2, nu**2)],
-    drift=lambda nu, p: [(p.kappa * p.theta, 1.0), (-p.kappa, nu)],
-)
-"""The GARCH diffusion dnu = kappa (theta - nu) dt + sigma nu dW': no closed-form price."""
+    state = as_states(state)
+    total = u.part("tau") - 0.5 * model.variance(p, *state) * (u.xx - u.x)
+    for name, terms in model.drift(p, *state).items():
+        if name not in model.noises:
+            total = total - _sum(terms) * u.part(name)
+    return total - _rest(u, state, p, model)
 
 
-def residual(u: Jet, nu: Tensor, p: Parameters, model: StochasticVolatility = HESTON) -> Tensor:
-    """u_tau - N[u] (eq. 5): the shape of the jet's channels; zero for the true price."""
-    total = u.tau - 0.5 * model.variance(nu) * (u.xx - u.x)
-    return total - _rest(u, nu, p, model)
-
-
-def _rest(u: Jet, nu: Tensor, p: Parameters, model: StochasticVolatility) -> Tensor:
-    """r (u_x - u) + rho s v u_xnu + v^2/2 u_nunu + m u_nu."""
+def _rest(u: Jet, state, p, model: Model) -> Tensor:
+    """What L does not hold: r (u_x - u), the other second derivatives, the drift along noises."""
     total = p.r * (u.x - u.value)
-    for terms, channel in (
-        (model.covariance(nu, p), u.xnu),
-        (model.variance_of_variance(nu, p), 0.5 * u.nunu),
-        (model.drift(nu, p), u.nu),
-    ):
-        total = total + sum(f * g for f, g in terms) * channel
+    for (a, b), terms in model.covariances(p, *state).items():
+        channel = u.part(a + b)
+        total = total + _sum(terms) * (0.5 * channel if a == b else channel)
+    for name, terms in model.drift(p, *state).items():
+        if name in model.noises:
+            total = total + _sum(terms) * u.part(name)
     return total
 
 
-def coordinates(x: Tensor, nu: Tensor, tau: Tensor, model: StochasticVolatility = HESTON):
-    """(x, nu, tau) as three jets whose channel xx is L of them, for `short_residual`."""
-    return Jet(x, x=1, xx=-1), Jet(nu, nu=1), Jet(tau, xx=-2 / _variance(nu, model))
+def _sum(terms: Terms):
+    return sum(f * g for f, g in terms)
 
 
-def short_residual(
-    u: Jet, nu: Tensor, p: Parameters, model: StochasticVolatility = HESTON
-) -> Tensor:
-    """`residual` of a jet on `coordinates`: the same to rounding, from six channels."""
-    return -0.5 * _variance(nu, model) * u.xx - _rest(u, nu, p, model)
+def coordinates(x: Tensor, state, tau: Tensor, model: Model = heston.MODEL, p=None):
+    """(x, states, tau) as jets whose channel xx is L of them, for `short_residual`.
+
+    `p` is asked for where the variance depends on it or the drift goes into L.
+    """
+    state = as_states(state)
+    inverse = 2 / _variance(model, p, state)
+    absorbed = [s for s in model.states if s not in model.noises]
+    drift = model.drift(p, *state) if absorbed else {}
+    states = []
+    for name, y in zip(model.states, state, strict=True):
+        seeds = _ones({d: w[name] for d, w in model.noises.items() if name in w})
+        if name in absorbed:
+            seeds["xx"] = inverse * _sum(drift[name])
+        states.append(Jet(y, pairs=model.pairs, **seeds))
+    return (
+        Jet(x, pairs=model.pairs, x=1, xx=-1),
+        tuple(states),
+        Jet(tau, pairs=model.pairs, xx=-inverse),
+    )
 
 
-def _variance(nu: Tensor, model: StochasticVolatility) -> Tensor:
-    return model.variance(nu).clamp_min(1e-12)  # L divides by it
+def short_residual(u: Jet, state, p, model: Model = heston.MODEL) -> Tensor:
+    """`residual` of a jet on `coordinates`: the same to rounding, from fewer channels."""
+    state = as_states(state)
+    return -0.5 * _variance(model, p, state) * u.xx - _rest(u, state, p, model)
+
+
+def _variance(model: Model, p, state) -> Tensor:
+    return model.variance(p, *state).clamp_min(1e-12)  # L divides by it
 
 
 def bilinear_residual(
     network: DeepONet,
     x: Tensor,
-    nu: Tensor,
+    state,
     tau: Tensor,
-    p: Parameters,
+    p,
     *,
-    features=plain_features,
-    model: StochasticVolatility = HESTON,
+    model: Model = heston.MODEL,
+    claim: claims.Claim = claims.CALL,
     fixed: Tensor | None = None,
 ) -> Tensor:
     r"""The residual of u = A + tau <b, t> (the `anchor`) as a matrix product.
 
-    With T = tau t, the residual is R[A] + sum_j f_j(mu) <b(mu), g_j(nu) D_j T>, where (f_j, g_j)
+    With T = tau t, the residual is R[A] + sum_j f_j(mu) <b(mu), g_j(y) D_j T>, where (f_j, g_j)
     run over the products in the model's coefficients and D_j is a derivative (or L): the M x P
     residuals are an (M, J p) by (J p, P) product, and no M x P array of derivatives exists.
     Where several products share a derivative, as in the drift, their sum is formed first and
-    multiplies one M x P product pointwise: cheaper than another block of p columns.
+    multiplies one M x P product pointwise: cheaper than another block of p columns. For models
+    whose variance does not depend on the parameters (`Model.separable`), with a noise a state.
 
     Parameters
     ----------
-    x, nu, tau : (P,)
+    x, tau : (P,); state : (P,) or a tuple of such
     p : parameters of shape (M, 1)
     fixed : R[A], if known from before: it does not depend on the network
 
@@ -134,26 +136,26 @@ def bilinear_residual(
     -------
     Tensor (M, P)
     """
-    b, h, constant = network.split(p.stack(), features(*coordinates(x, nu, tau, model)))
-    b, h = b[:, 0], jets.unstack(h.unbind(0))  # (M, width), channels of (P, width)
+    state = as_states(state)
+    at, states, time = coordinates(x, state, tau, model)
+    b, stack, constant = network.split(p.stack(), [at, *states, time])
+    b, h = b[:, 0], stack.jet(stack.data.unbind(0))  # (M, width), channels of (P, width)
     blocks = [  # the first is -s^2/2 L[tau h], and L[tau] = -2/s^2
-        (1.0, torch.addcmul(h.value, (-0.5 * _variance(nu, model) * tau)[:, None], h.xx)),
+        (1.0, torch.addcmul(h.value, (-0.5 * _variance(model, None, state) * tau)[:, None], h.xx)),
         (p.r, tau[:, None] * (h.value - h.x)),
     ]
     pointwise = [(1 + p.r * tau, constant)]  # <b, c> depends on the parameters alone
-    for terms, scale, channel in (
-        (model.covariance(nu, p), -1.0, h.xnu),
-        (model.variance_of_variance(nu, p), -0.5, h.nunu),
-        (model.drift(nu, p), -1.0, h.nu),
-    ):
+    second = model.covariances(p, *state).items()
+    parts = [(terms, -0.5 if i == j else -1.0, h.part(i + j)) for (i, j), terms in second]
+    parts += [(terms, -1.0, h.part(i)) for i, terms in model.drift(p, *state).items()]
+    for terms, scale, channel in parts:
         if len(terms) == 1:
             ((f, g),) = terms
             blocks.append((f, (scale * tau * g)[:, None] * channel))
         else:
-            total = sum(f * g for f, g in terms)  # (M, P)
-            pointwise.append((total, b @ ((scale * tau)[:, None] * channel).T))
+            pointwise.append((_sum(terms), b @ ((scale * tau)[:, None] * channel).T))
     if fixed is None:
-        fixed = anchor_residual(x, nu, tau, p, model=model)
+        fixed = anchor_residual(x, state, tau, p, model=model, claim=claim)
     left = torch.cat([f * b for f, _ in blocks], dim=1)
     right = torch.cat([column for _, column in blocks], dim=1)
     total = torch.addmm(fixed, left, right.T)
@@ -163,11 +165,13 @@ def bilinear_residual(
 
 
 def anchor_residual(
-    x: Tensor, nu: Tensor, tau: Tensor, p: Parameters, *, model: StochasticVolatility = HESTON
-) -> Tensor:
+    x: Tensor, state, tau: Tensor, p, *,
+    model: Model = heston.MODEL, claim: claims.Claim = claims.CALL,
+) -> Tensor:  # fmt: skip
     """R[A] of the Black-Scholes anchor, the shape that the arguments broadcast to."""
-    nothing = Jet(torch.zeros((), dtype=x.dtype, device=x.device))
-    return residual(anchor(nothing, *jets.coordinates(x, nu, tau), p), nu, p, model)
+    nothing = Jet(torch.zeros((), dtype=x.dtype, device=x.device), pairs=model.pairs)
+    at = full_coordinates(x, state, tau, model)
+    return residual(anchor(nothing, At(*at, p, model, claim)), state, p, model)
 
 
 def physics_loss(r: Tensor, lambda_max: float = 0.1) -> Tensor:
@@ -176,7 +180,8 @@ def physics_loss(r: Tensor, lambda_max: float = 0.1) -> Tensor:
     return squared.mean() + lambda_max * (squared * squared).mean()
 
 
-def boundary_loss(u: Tensor, x: Tensor, tau: Tensor, r: Tensor) -> Tensor:
+def boundary_loss(
+    u: Tensor, x: Tensor, tau: Tensor, r: Tensor, claim: claims.Claim = claims.CALL
+) -> Tensor:
     """Mean squared error against eqs. 7 and 8: e^x - e^{-r tau} where x > 0, 0 where x < 0."""
-    target = (torch.exp(x) - torch.exp(-r * tau)) * (x > 0)
-    return ((u - target) ** 2).mean()
+    return ((u - claim.edge(x, tau, r)) ** 2).mean()

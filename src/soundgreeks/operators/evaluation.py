@@ -10,42 +10,70 @@ import torch
 from torch import Tensor
 
 from .._validate import require
-from ..models import black_scholes, heston
-from ..models.heston import TABLE_I, Parameters
-from .collocation import parameters_near_feller
+from ..models import black_scholes, heston, paths
+from ..models.domain import Domain
+from ..models.model import Model, as_states
+from .collocation import parameters_near_edge
 
 TAU_LOW = 0.005
 """Shortest maturity evaluated: at tau = 0 every ansatz is exact or not differentiable."""
 
+SIMULATION = {"paths": 4096, "count": 64}
+"""Paths and time steps of the truth where a model has no formula."""
+
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Points of Table I under Feller, each with its own parameters, and the true values there."""
+    """Points of a model's domain, each with its own parameters, and the true values there.
 
+    `state` is a tensor, or a tuple where the model has several states; `error` the standard error
+    of the true price, zero where there is a formula.
+    """
+
+    model: Model
+    domain: Domain
     x: Tensor
-    nu: Tensor
+    state: Tensor | tuple[Tensor, ...]
     tau: Tensor
-    p: Parameters
+    p: tuple
     price: Tensor
     delta: Tensor
     gamma: Tensor
+    error: Tensor
+
+    @property
+    def nu(self) -> Tensor:
+        """The state of a model that has one."""
+        (nu,) = as_states(self.state)
+        return nu
 
     def regions(self) -> dict[str, Tensor]:
-        """Boolean masks: which points belong to which region of the table."""
-        feller = self.p.sigma**2 / (2 * self.p.kappa * self.p.theta)
-        return {
+        """Boolean masks: which points belong to which region of the domain."""
+        found = {
             "all": torch.ones_like(self.x, dtype=torch.bool),
             "at the money": self.x.abs() <= 0.05,
             "short maturity": self.tau <= 0.05,
-            "near Feller": feller >= 0.9,
-            "small variance": self.nu <= 0.03,
         }
+        if self.domain.where:
+            close = self.model.closeness(self.p) >= 0.9
+            found[f"near {self.domain.where.title()}"] = close
+        if len(self.model.states) == 1:
+            found["small variance"] = self.nu <= _small(self.domain[self.model.states[0]])
+        return found
 
 
-def draw(seed: int, n: int = 20_000) -> EvaluationSet:
-    """`n` points: 60 % uniform over Table I and tau in [0.005, 1], a tenth in each region more.
+def _small(ends: tuple[float, float]) -> float:
+    low, high = ends
+    return low + (high - low) * 2 / 39  # of Table I's variances those up to 0.03
 
-    Every region of the table is thus populated; the statistics of "all" use the first 60 %.
+
+def draw(
+    seed: int, n: int = 20_000, model: Model = heston.MODEL, domain: Domain | None = None
+) -> EvaluationSet:
+    """`n` points: 60 % uniform over the domain and tau from 0.005, a tenth in each region more.
+
+    Every region is thus populated; the statistics of "all" use the first 60 %. For Heston the
+    domain is Table I. A model without a formula is simulated (`paths.conditional_call`).
 
     Raises
     ------
@@ -53,24 +81,42 @@ def draw(seed: int, n: int = 20_000) -> EvaluationSet:
         `n` below 100.
     """
     require(isinstance(n, int) and n >= 100, "n", n, "an integer of at least 100")
+    domain = model.domain if domain is None else domain
     generator = torch.Generator().manual_seed(seed)
-    u = torch.rand(3, n, generator=generator, dtype=torch.float64)
+    states = len(model.states)
+    u = torch.rand(2 + states, n, generator=generator, dtype=torch.float64)
 
     def between(u, low, high):
         return low + (high - low) * u
 
-    x = between(u[0], *TABLE_I["x"])
-    nu = between(u[1], *TABLE_I["nu"])
-    tau = between(u[2], TAU_LOW, TABLE_I["tau"][1])
-    p = heston.sample_parameters(n, generator=generator)
+    x = domain.scale("x", u[0])
+    state = tuple(domain.scale(s, v) for s, v in zip(model.states, u[1:], strict=False))
+    tau = between(u[-1], TAU_LOW, domain["tau"][1])
+    p = model.sample(n, domain, generator=generator)
     tenth = n // 10
     atm, short, edge, small = (slice(n - (i + 1) * tenth, n - i * tenth) for i in range(4))
     x[atm] = between(u[0, atm], -0.05, 0.05)
-    tau[short] = between(u[2, short], TAU_LOW, 0.05)
-    nu[small] = between(u[1, small], TABLE_I["nu"][0], 0.03)
-    near = parameters_near_feller(p[edge], 1.0, generator=generator)
-    p.sigma[edge] = near.sigma
-    return EvaluationSet(x, nu, tau, p, *heston.price_delta_gamma(x, nu, tau, p))
+    tau[short] = between(u[-1, short], TAU_LOW, 0.05)
+    if states == 1:
+        ends = domain[model.states[0]]
+        state[0][small] = between(u[1, small], ends[0], _small(ends))
+    near = parameters_near_edge(p[edge], 1.0, model, domain, generator=generator)
+    for mine, new in zip(p, near, strict=True):
+        mine[edge] = new
+    given = state[0] if states == 1 else state
+    return EvaluationSet(model, domain, x, given, tau, p, *_truth(model, x, given, tau, p, seed))
+
+
+def _truth(model: Model, x, state, tau, p, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Price, Delta, Gamma and the price's standard error."""
+    if model is heston.MODEL:
+        return *heston.price_delta_gamma(x, state, tau, p), torch.zeros_like(x + tau)
+    if model.closed_form:
+        found = model.greeks(x, as_states(state), tau, p)
+        return found.price, found.delta, found.gamma, torch.zeros_like(found.price)
+    generator = torch.Generator(x.device).manual_seed(seed + 2)
+    found = paths.conditional_call(model, x, state, tau, p, generator=generator, **SIMULATION)
+    return found.price, found.delta, found.gamma, found.price_error
 
 
 @dataclass(frozen=True)
@@ -104,24 +150,35 @@ class Curves:
         }
 
 
-def curves(operator, seed: int, n: int = 200, points: int = 240) -> Curves:
-    """`n` curves over the middles of `points` (even: none on the strike) intervals of [-2, 2].
+def curves(
+    operator, seed: int, n: int = 200, points: int = 240, model: Model = heston.MODEL,
+    domain: Domain | None = None,
+) -> Curves:  # fmt: skip
+    """`n` curves over the middles of `points` (even: none on the strike) intervals of x.
 
-    Variance and maturity are uniform over Table I (tau from 0.005), parameters under Feller.
+    States and maturity are uniform over the domain, for Heston Table I (tau from 0.005), parameters
+    under its condition.
     """
+    domain = model.domain if domain is None else domain
     generator = torch.Generator().manual_seed(seed + 1)
-    x = torch.linspace(*TABLE_I["x"], points + 1, dtype=torch.float64)
+    x = torch.linspace(*domain["x"], points + 1, dtype=torch.float64)
     x = 0.5 * (x[1:] + x[:-1])
-    u = torch.rand(2, n, 1, generator=generator, dtype=torch.float64)
-    nu = TABLE_I["nu"][0] + (TABLE_I["nu"][1] - TABLE_I["nu"][0]) * u[0]
-    tau = TAU_LOW + (TABLE_I["tau"][1] - TAU_LOW) * u[1]
-    p = heston.sample_parameters(n, generator=generator)[:, None]
-    _, true_delta, true_gamma = heston.price_delta_gamma(x, nu, tau, p)
-    full = [v.expand(n, points) for v in (x, nu, tau)]
-    p = Parameters(*(v.expand(n, points).reshape(-1) for v in p))
-    found = operator.greeks(*(v.reshape(-1) for v in full), p)
-    delta, gamma = (v.double().view(n, points) for v in (found.delta, found.gamma))
-    return Curves(x, delta, gamma, true_delta, true_gamma)
+    u = torch.rand(1 + len(model.states), n, 1, generator=generator, dtype=torch.float64)
+    state = [domain.scale(s, v) for s, v in zip(model.states, u, strict=False)]
+    tau = TAU_LOW + (domain["tau"][1] - TAU_LOW) * u[-1]
+    p = model.sample(n, domain, generator=generator)[:, None]
+    given = state[0] if len(state) == 1 else tuple(state)
+    if model.closed_form:
+        _, true_delta, true_gamma, _ = _truth(model, x, given, tau, p, seed)
+    else:
+        rows = (tuple(v[:, 0] for v in state), tau[:, 0], p[:, 0])
+        _, true_delta, true_gamma, _ = _truth(model, x.expand(n, points), *rows, seed)
+    x_, *state, tau = (v.expand(n, points).reshape(-1) for v in (x, *state, tau))
+    p = p.map(lambda v: v.expand(n, points).reshape(-1))
+    given = state[0] if len(state) == 1 else tuple(state)
+    found = operator.greeks(x_, given, tau, p)
+    shaped = (v.to(x).view(n, points) for v in (found.delta, found.gamma, true_delta, true_gamma))
+    return Curves(x, *shaped)
 
 
 def errors(operator, data: EvaluationSet) -> dict[str, dict[str, float]]:
@@ -131,15 +188,16 @@ def errors(operator, data: EvaluationSet) -> dict[str, dict[str, float]]:
     three standard deviations of the money; "outside bounds" is the share of those whose price
     has no implied volatility.
     """
-    found = operator.greeks(data.x, data.nu, data.tau, data.p)
-    volatility, near = _volatility_errors(found.price.double(), data)
+    found = operator.greeks(data.x, data.state, data.tau, data.p)
+    price, delta, gamma = (v.to(data.price) for v in found[:3])
+    volatility, near = _volatility_errors(price, data)
     table = {}
     for name, region in data.regions().items():
         if name == "all":
-            region = torch.arange(len(data.x)) < 6 * (len(data.x) // 10)
+            region = _first(data)
         row = {"points": int(region.sum())}
-        for greek in ("price", "delta", "gamma"):
-            error = (getattr(found, greek).double() - getattr(data, greek))[region]
+        for greek, ours in (("price", price), ("delta", delta), ("gamma", gamma)):
+            error = (ours - getattr(data, greek))[region]
             row[f"{greek} rmse"] = error.square().mean().sqrt().item()
             row[f"{greek} worst"] = error.abs().max().item()
         bp = volatility[region & near]
@@ -147,7 +205,43 @@ def errors(operator, data: EvaluationSet) -> dict[str, dict[str, float]]:
         row["vol rmse bp"] = bp[exists].square().mean().sqrt().item()
         row["vol worst bp"] = bp[exists].abs().max().item() if exists.any() else float("nan")
         row["outside bounds"] = (~exists).double().mean().item()
+        if not data.model.closed_form:
+            row["of the truth"] = data.error[region].square().mean().sqrt().item()
         table[name] = row
+    return table
+
+
+def _first(data: EvaluationSet) -> Tensor:
+    return torch.arange(len(data.x), device=data.x.device) < 6 * (len(data.x) // 10)
+
+
+def sensitivities(operator, data: EvaluationSet, n: int = 1000) -> dict[str, float]:
+    """RMSE of d price/d parameter, by parameter, each times the width of the parameter's range.
+
+    On the first `n` points, by reverse-mode AD of the operator's price and of the formula.
+
+    Raises
+    ------
+    ValueError
+        The model has no formula to differentiate.
+    """
+    model, part = data.model, slice(0, n)
+    require(model.closed_form, "model", model.name, "one with a formula")
+    x, tau = data.x[part], data.tau[part]
+    state = tuple(v[part] for v in as_states(data.state))
+    state = state[0] if len(state) == 1 else state
+
+    def slopes(price):
+        p = data.p[part].map(lambda v: v.clone().requires_grad_())
+        with torch.enable_grad():
+            return torch.autograd.grad(price(x, state, tau, p).sum(), tuple(p))
+
+    ours = slopes(operator.price)
+    true = slopes(lambda x, state, tau, p: model.greeks(x, as_states(state), tau, p).price)
+    table = {}
+    for name, a, b in zip(data.p._fields, ours, true, strict=True):
+        low, high = data.domain[name]
+        table[f"d price/d {name} rmse"] = (high - low) * (a - b).square().mean().sqrt().item()
     return table
 
 
@@ -160,21 +254,32 @@ def _volatility_errors(price: Tensor, data: EvaluationSet) -> tuple[Tensor, Tens
     return 1e4 * ((found / data.tau).sqrt() - (true / data.tau).sqrt()), near
 
 
-def evaluate(operator, seed: int, n: int = 20_000) -> dict[str, dict[str, float]]:
-    """`errors` by region on fresh points, and the row "curves" of `Curves.statistics`."""
-    table = errors(operator, draw(seed, n))
-    table["curves"] = curves(operator, seed).statistics()
+def evaluate(operator, seed: int, n: int | None = None) -> dict[str, dict[str, float]]:
+    """`errors` by region on `n` fresh points of the model's own domain, and what has no region.
+
+    The row "curves" holds `Curves.statistics`, the row "parameters" `sensitivities`. By default
+    20,000 points and 200 curves; 1,000 and ten where the truth has to be simulated.
+    """
+    model = getattr(operator, "model", heston.MODEL)
+    exact = model.closed_form
+    data = draw(seed, n or (20_000 if exact else 1_000), model)
+    table = errors(operator, data)
+    shape = curves(operator, seed, 200 if exact else 10, 240 if exact else 120, model)
+    table["curves"] = shape.statistics()
+    if exact:
+        table["parameters"] = sensitivities(operator, data)
     return table
 
 
 def format_table(table: dict[str, dict[str, float]]) -> str:
     """The whole table as text, one line a region."""
-    regions = {k: v for k, v in table.items() if k != "curves"}
+    regions = {k: v for k, v in table.items() if "points" in v}
     columns = list(next(iter(regions.values())))
     width = max(map(len, regions)) + 2
     lines = ["".ljust(width) + " ".join(f"{c:>14}" for c in columns)]
     for name, row in regions.items():
         cells = (f"{row[c]:>14d}" if c == "points" else f"{row[c]:>14.3g}" for c in columns)
         lines.append(name.ljust(width) + " ".join(cells))
-    lines += [f"{name}: {value:.3g}" for name, value in table.get("curves", {}).items()]
+    for row in (v for v in table.values() if "points" not in v):
+        lines += [f"{name}: {value:.3g}" for name, value in row.items()]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._validate import require
 from ..arithmetic import jets
-from ..arithmetic.jets import Jet
+from ..arithmetic.jets import Jet, Stack
 
 
 def plain(*sizes: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
@@ -61,15 +61,16 @@ class MLP(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """(..., n_in) -> (..., n_out), by the same code as `jet`, on one channel."""
-        return self.jet(h[None])[0]
+        return self.jet(Stack(h[None], (), ())).data[0]
 
-    def jet(self, h: Tensor) -> Tensor:
+    def jet(self, h: Stack) -> Stack:
         """Stacked channels (channels, ..., n_in) -> (channels, ..., n_out)."""
         last = self.layers[-1]
-        out = self.hidden_jet(h) @ last.weight.T
-        return torch.cat([out[:1] + last.bias, out[1:]])  # a constant has no derivatives
+        out = self.hidden_jet(h).data @ last.weight.T
+        # a constant has no derivatives
+        return h._replace(data=torch.cat([out[:1] + last.bias, out[1:]]))
 
-    def hidden_jet(self, h: Tensor) -> Tensor:
+    def hidden_jet(self, h: Stack) -> Stack:
         """Stacked channels of the last hidden layer, (channels, ..., width)."""
         for i, layer in enumerate(self.layers[:-1]):
             residual = self.residual and i > 0
@@ -89,10 +90,10 @@ class Rescale(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         return h * self.scale + self.shift
 
-    def jet(self, h: Tensor) -> Tensor:
-        out = h * self.scale
+    def jet(self, h: Stack) -> Stack:
+        out = h.data * self.scale
         out[0] += self.shift
-        return out
+        return h._replace(data=out)
 
 
 class DeepONet(nn.Module):
@@ -125,11 +126,11 @@ class DeepONet(nn.Module):
         """Branch: (..., n) -> (..., latent)."""
         return self.branch(self.branch_scale(mu)) * self.scale
 
-    def basis(self, coordinates: Sequence[Jet]) -> Tensor:
+    def basis(self, coordinates: Sequence[Jet]) -> Stack:
         """Trunk: jets of the coordinates -> stacked channels (channels, ..., latent)."""
         return self.trunk.jet(self.trunk_scale.jet(jets.stack(coordinates)))
 
-    def split(self, mu: Tensor, coordinates: Sequence[Jet]) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, mu: Tensor, coordinates: Sequence[Jet]) -> tuple[Tensor, Stack, Tensor]:
         """N = <b W, h> + <b, c> with the trunk's last layer t = W h + c moved to the branch.
 
         Where there are fewer parameter vectors than channels of points, that is cheaper. Returns
@@ -146,9 +147,12 @@ class DeepONet(nn.Module):
         branch is evaluated M times, the trunk P times, and one matrix product does the rest.
         Points with their own parameters, (P, n) against (P,), give (P,).
         """
-        b, t = self.embed(mu), self.basis(coordinates)
-        if b.ndim == 3 and b.shape[1] == 1 and t.ndim == 3:
-            channels, points, latent = t.shape
-            product = b[:, 0] @ t.reshape(channels * points, latent).T  # (M, 7 P)
-            return jets.unstack(product.view(-1, channels, points).unbind(1))
-        return jets.unstack((b * t).sum(-1))
+        return self.pair(self.embed(mu), self.basis(coordinates))
+
+    def pair(self, b: Tensor, t: Stack) -> Jet:
+        """<b, t> from what `embed` and `basis` return."""
+        if b.ndim == 3 and b.shape[1] == 1 and t.data.ndim == 3:
+            channels, points, latent = t.data.shape
+            product = b[:, 0] @ t.data.reshape(channels * points, latent).T  # (M, channels P)
+            return t.jet(product.view(-1, channels, points).unbind(1))
+        return t.jet((b * t.data).sum(-1).unbind(0))

@@ -7,22 +7,22 @@ the length p of the embeddings, 128 both is our choice.
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
 
-from .._validate import floating, require
+from .._validate import require, tensors
 from ..arithmetic import jets
 from ..arithmetic.jets import Jet
-from ..models.heston import TABLE_I, Greeks, Parameters
+from ..models import heston
+from ..models.claims import CLAIMS
+from ..models.domain import Domain
+from ..models.model import MODELS, Greeks, as_states, delta_gamma
 from ..training import Phase
-from . import ansatz
+from . import ansatz, equation
+from .collocation import MAPS
 from .networks import MLP, DeepONet
-
-_BRANCH = ("kappa", "theta", "sigma", "rho", "r")
-_COORDINATES = ("x", "nu", "tau")
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Config:
     ----------
     network : "deeponet" (branch and trunk) or "similarity" (one residual MLP, see
         `ansatz.similarity_features`)
+    model, claim : names of a `models.Model` and a `claims.Claim`
     ansatz : a key of `ansatz.ANSATZ`
-    features : trunk inputs, "plain" or "scales"
+    domain : ranges of parameters, x, states and tau to collocate in; the model's own by default
     width, hidden, latent, activation : of the networks
     sampling : "rar" (a set that adaptive refinement renews) or "fresh" (new points every step)
     grid : False for points that each have parameters of their own; True for M x P products
@@ -46,15 +47,16 @@ class Config:
     rar_every, rar_candidates, rar_replaced : steps between refinements; candidates drawn and
         points replaced in each, as fractions of the active set
     lambda_max, lambda_boundary, lambda_atm : weights of eqs. 11 and 12
-    nu_low, nu_high, x_half, tau_low : edges of the collocation domain, if not Table I's
-    feller_share : share of parameter vectors moved next to the Feller boundary
+    edge_share : share of parameter vectors moved next to the edge of the domain's condition
     chunk : residual points evaluated at a time; bounds memory, changes nothing else
     """
 
     name: str = "custom"
+    model: str = "heston"
+    claim: str = "call"
     network: str = "deeponet"
     ansatz: str = "printed"
-    features: str = "plain"
+    domain: Domain = None  # type: ignore[assignment]  # set in __post_init__
     width: int = 128
     hidden: int = 4
     latent: int = 128
@@ -71,11 +73,7 @@ class Config:
     lambda_max: float = 0.1
     lambda_boundary: float = 1.0
     lambda_atm: float = 1.0
-    nu_low: float = TABLE_I["nu"][0]
-    nu_high: float = TABLE_I["nu"][1]
-    x_half: float = TABLE_I["x"][1]
-    tau_low: float = TABLE_I["tau"][0]
-    feller_share: float = 0.0
+    edge_share: float = 0.0
     chunk: int = 16_384
     phases: tuple[Phase, ...] = field(
         default=(Phase("adam", 10_000, 1e-4, halve_every=2_000), Phase("lbfgs", 5_000))
@@ -85,34 +83,64 @@ class Config:
 
     def __post_init__(self):
         for name, known in dict(
-            network=("deeponet", "similarity"),
-            ansatz=tuple(ansatz.ANSATZ),
-            features=("plain", "scales"),
-            sampling=("rar", "fresh"),
-            x_map=("tanh", "sinh", "uniform"),
-            dtype=("float32", "float64"),
-        ).items():
+            model=tuple(MODELS), claim=tuple(CLAIMS), network=("deeponet", "similarity"),
+            ansatz=tuple(ansatz.ANSATZ), activation=tuple(jets.ACTIVATIONS),
+            sampling=("rar", "fresh"), x_map=tuple(MAPS), dtype=("float32", "float64"),
+        ).items():  # fmt: skip
             require(getattr(self, name) in known, name, getattr(self, name), f"one of {known}")
+        model = MODELS[self.model]
+        if self.domain is None:
+            object.__setattr__(self, "domain", model.domain)
+        needed = {*model.Parameters._fields, *model.states, "x", "tau"}
+        require(set(self.domain) == needed, "domain", list(self.domain), f"of {sorted(needed)}")
+        model.condition(self.domain)
+        for name, least in dict(
+            width=1, hidden=1, latent=1, rar_every=1, chunk=1, seed=0, atm=0, boundary=0,
+            boundary_second=0, points=1,
+        ).items():  # fmt: skip
+            value = getattr(self, name)
+            parts = value if isinstance(value, tuple) else (value,)
+            whole = all(isinstance(v, int) and not isinstance(v, bool) for v in parts)
+            require(whole and min(parts) >= least, name, value, f"whole and at least {least}")
+        for name in ("lambda_max", "lambda_boundary", "lambda_atm"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value >= 0, name, value, "finite and non-negative")
+        require(0 <= self.edge_share <= 1, "edge_share", self.edge_share, "in [0, 1]")
         require(
             0 < self.rar_replaced <= self.rar_candidates <= 1,
             "rar_replaced",
             self.rar_replaced,
             "in (0, rar_candidates], rar_candidates in (0, 1]",
         )
-        require(self.chunk >= 1, "chunk", self.chunk, "at least 1")
+        require(len(self.phases) > 0, "phases", self.phases, "at least one")
 
     def to_dict(self) -> dict:
         """A dictionary of plain values, from which `from_dict` makes the configuration again."""
-        return asdict(self)
+        return asdict(self) | {"domain": self.domain.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Config":
-        """Raises ValueError on a key that is not an attribute."""
+        """Raises ValueError on a key that is not an attribute; reads the first format too."""
+        values = _first_format(dict(values))
         unknown = set(values) - {f.name for f in fields(cls)}
         require(not unknown, "configuration keys", sorted(unknown), "attributes of Config")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         values["phases"] = tuple(Phase(**p) for p in values.get("phases", ()))
+        if "domain" in values:
+            values["domain"] = Domain.from_dict(values["domain"])
         return cls(**values)
+
+
+def _first_format(values: dict) -> dict:
+    """Configurations of the first format knew Heston alone, and its domain by four edges."""
+    if "nu_low" not in values:
+        return values
+    nu = values.pop("nu_low"), values.pop("nu_high")
+    half, early = values.pop("x_half"), values.pop("tau_low")
+    domain = heston.TABLE_I | {"nu": nu, "x": (-half, half), "tau": (early, 1.0)}
+    values |= {"domain": domain.to_dict(), "edge_share": values.pop("feller_share")}
+    require(values.pop("features") == "plain", "features", "other", "plain")
+    return values
 
 
 _LAPTOP = Config(
@@ -139,7 +167,8 @@ PRESETS: dict[str, Config] = {
     "sound": Config(
         name="sound", network="similarity", ansatz="implied_scaled", width=64, hidden=4,
         activation="silu", sampling="fresh", points=4096, atm=0, boundary=0, boundary_second=0,
-        lambda_max=0.0, nu_low=1e-4, nu_high=0.8, x_half=2.5, tau_low=5e-4, feller_share=0.25,
+        lambda_max=0.0, edge_share=0.25,
+        domain=heston.TABLE_I | {"nu": (1e-4, 0.8), "x": (-2.5, 2.5), "tau": (5e-4, 1.0)},
         phases=(Phase("soap", 6_000, 3e-3, warmup=100),),
     ),
     "smoke": replace(
@@ -151,30 +180,52 @@ PRESETS: dict[str, Config] = {
 """Named configurations; `dataclasses.replace` changes one."""
 
 
-class Operator(nn.Module):
-    """A network in its ansatz: u(x, nu, tau; p) with all derivatives that the equation needs.
+_XX = (("x", "x"),)  # the only second derivative that the Greeks need
+_CHUNK = {"cpu": 2**13}  # options at a time: on a CPU the channels stay in the cache
+_LARGE_CHUNK = 2**18
 
-    Prices are per unit of strike. Arguments broadcast; M parameter vectors of shape (M, 1)
-    against P points of shape (P,) give (M, P) at the cost of P trunk and M branch evaluations.
-    `price` and `greeks` take `chunk` options at a time.
+
+class Operator(nn.Module):
+    """A network in its ansatz: u(x, state, tau; p) with the derivatives that the equation needs.
+
+    Prices are per unit of strike. Arguments broadcast; the state is a tensor, or a tuple where the
+    model has several. M parameter vectors of shape (M, 1) against P points of shape (P,) give
+    (M, P), for a DeepONet at the cost of P trunk and M branch evaluations. `price` and `greeks`
+    check their arguments and are differentiable in all of them, parameters too.
+
+    Attributes
+    ----------
+    config, model, claim : what it is and what it prices
+    chunk : options that `price` and `greeks` evaluate at a time; None for what suits the device
+    provenance : of a loaded operator, how it came about
     """
 
-    chunk = 4096
+    chunk: int | None = None
+    provenance: dict
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
+        self.model, self.claim = MODELS[config.model], CLAIMS[config.claim]
+        # between maturity, where an ansatz is exact, and the shortest time trained it is no guess
+        self._known = config.domain | {"tau": (0.0, config.domain["tau"][1])}
         shape = dict(width=config.width, hidden=config.hidden, activation=config.activation)
+        self.network: MLP | DeepONet
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             if config.network == "similarity":
-                self.network = MLP(9, 1, **shape)
+                self.network = MLP(self._similarity_size(), 1, **shape)
             else:
-                trunk = [TABLE_I[name] for name in _COORDINATES]
-                trunk += ansatz.SCALE_RANGES if config.features == "scales" else []
-                branch = [TABLE_I[name] for name in _BRANCH]
+                trunk = config.domain.of("x", *self.model.states, "tau")
+                branch = config.domain.of(*self.model.Parameters._fields)
                 self.network = DeepONet(branch, trunk, latent=config.latent, **shape)
         self.to(getattr(torch, config.dtype))
+
+    def _similarity_size(self) -> int:
+        p = self.model.Parameters(*(torch.ones(()) for _ in self.model.Parameters._fields))
+        one = Jet(torch.ones(()), pairs=self.model.pairs)
+        at = ansatz.At(one, (one,) * len(self.model.states), one, p, self.model)
+        return len(ansatz.similarity_features(at))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -184,115 +235,169 @@ class Operator(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def features(self, x: Jet, nu: Jet, tau: Jet) -> list[Jet]:
-        """The trunk's inputs."""
-        scales = self.config.features == "scales"
-        return (ansatz.scale_features if scales else ansatz.plain_features)(x, nu, tau)
+    # -- on jets, without validation -------------------------------------------------------------
 
-    def correction(self, x: Jet, nu: Jet, tau: Jet, p: Parameters) -> Jet:
-        """The network's output N as a jet."""
-        if self.config.network == "similarity":
-            h = jets.stack(ansatz.similarity_features(x, nu, tau, p))
-            return jets.unstack(self.network.jet(h)[..., 0].unbind(0))
-        return self.network.jet(p.stack(), self.features(x, nu, tau))
+    def at(self, coordinates, p) -> ansatz.At:
+        """Where to evaluate: jets (x, state, tau) and parameters."""
+        return ansatz.At(*coordinates, p, self.model, self.claim)
 
-    def jet(self, x: Tensor, nu: Tensor, tau: Tensor, p: Parameters) -> Jet:
-        """u and its six derivatives, in the dtype of the network; no validation."""
-        return self.on(jets.coordinates(x, nu, tau), p)
+    def correction(self, at: ansatz.At, embedded: Tensor | None = None) -> Jet:
+        """The network's output N as a jet; `embedded` is the branch's, if known from before."""
+        if isinstance(self.network, MLP):
+            h = jets.stack(ansatz.similarity_features(at))
+            return h.jet(self.network.jet(h).data[..., 0].unbind(0))
+        b = self.network.embed(at.p.stack()) if embedded is None else embedded
+        return self.network.pair(b, self.network.basis([at.x, *as_states(at.state), at.tau]))
 
-    def value(self, x: Tensor, nu: Tensor, tau: Tensor, p: Parameters) -> Tensor:
-        """u alone, at the cost of one channel; no validation."""
-        return self.on((Jet(x), Jet(nu), Jet(tau)), p).value
+    def on(self, coordinates, p, embedded: Tensor | None = None) -> Jet:
+        """u on jets (x, state, tau), with the channels that these carry."""
+        at = self.at(coordinates, p)
+        u = ansatz.ANSATZ[self.config.ansatz](self.correction(at, embedded), at)
+        return self.claim.shape(u, at.x, at.tau)
 
-    def on(self, coordinates: Sequence[Jet], p: Parameters) -> Jet:
-        """u on jets of (x, nu, tau), with the channels that these carry."""
-        n = self.correction(*coordinates, p)
-        return ansatz.ANSATZ[self.config.ansatz](n, *coordinates, p)
+    def jet(self, x: Tensor, state, tau: Tensor, p) -> Jet:
+        """u and its derivatives, in the dtype of the network."""
+        return self.on(equation.full_coordinates(x, state, tau, self.model), p)
 
-    @torch.no_grad()
-    def price(self, x, nu, tau, p: Parameters) -> Tensor:
-        """Call price in units of strike.
+    def value(self, x: Tensor, state, tau: Tensor, p) -> Tensor:
+        """u alone, at the cost of one channel."""
+        return self._value(x, as_states(state), tau, p)[0]
+
+    # -- at the door -----------------------------------------------------------------------------
+
+    def price(self, x, state, tau, p) -> Tensor:
+        """Price in units of strike.
+
+        >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+        >>> weights.load("sound").price(0.0, 0.04, 1.0, p)  # the exact price is .103942
+        tensor(0.1039, dtype=torch.float64)
 
         Parameters
         ----------
         x : log-moneyness ln(S/K)
-        nu : instantaneous variance, >= 0
+        state : instantaneous variance, >= 0; a tuple of the model's states if it has several
         tau : time to maturity in years, >= 0
-        p : model parameters; everything broadcasts
+        p : the model's parameters; everything broadcasts. Tensors of any device and dtype
+
+        Returns
+        -------
+        Tensor of the broadcast shape, on the operator's device and in its dtype.
 
         Raises
         ------
         ValueError
-            `nu` or `tau` negative or NaN, or shapes that do not broadcast.
+            An argument that is not finite or outside its meaning, shapes that do not broadcast.
 
         Warns
         -----
         UserWarning
-            An argument outside Table I, the range of training, or a violated Feller condition.
+            An argument outside the domain of training, or its condition violated.
         """
-        return _in_pieces(
-            lambda *a: (self.value(*a),), *self._arguments(x, nu, tau, p), 7 * self.chunk
-        )[0]
+        arguments = self._arguments(x, state, tau, p)
+        return self._in_pieces(self._value, 1, *arguments)[0]
 
-    @torch.no_grad()
-    def greeks(self, x, nu, tau, p: Parameters) -> Greeks:
+    def greeks(self, x, state, tau, p) -> Greeks:
         """Price, Delta and Gamma (eqs. 15 and 16, K = 1), vega (d/dnu) and theta (-d/dtau).
 
-        Arguments and errors as for `price`.
+        Arguments and errors as for `price`. With several states vega is a tuple.
         """
-        x, nu, tau, p = self._arguments(x, nu, tau, p)
-        return Greeks(*_in_pieces(self._greeks, x, nu, tau, p, self.chunk))
+        arguments = self._arguments(x, state, tau, p)
+        price, delta, gamma, *vega, theta = self._in_pieces(self._greeks, 5, *arguments)
+        return Greeks(price, delta, gamma, vega[0] if len(vega) == 1 else tuple(vega), theta)
 
-    def _greeks(self, x, nu, tau, p: Parameters) -> tuple[Tensor, ...]:
-        u = self.jet(x, nu, tau, p)
-        e = torch.exp(-x)
-        return torch.broadcast_tensors(u.value, e * u.x, e * e * (u.xx - u.x), u.nu, -u.tau)
+    def _value(self, x, state, tau, p, embedded=None) -> tuple[Tensor, ...]:
+        x, tau, *states = (Jet(v, pairs=self.model.pairs) for v in (x, tau, *state))
+        return (self.on((x, tuple(states), tau), p, embedded).value,)
 
-    def _arguments(self, x, nu, tau, p: Parameters):
-        x, nu, tau = floating(x=x, nu=nu, tau=tau)
-        require(torch.isfinite(x), "x", x, "finite")
-        require((nu >= 0) & torch.isfinite(nu), "nu", nu, "non-negative and finite")
-        require((tau >= 0) & torch.isfinite(tau), "tau", tau, "non-negative and finite")
+    def _greeks(self, x, state, tau, p, embedded=None) -> tuple[Tensor, ...]:
+        names = self.model.states
+        along = (Jet(y, pairs=_XX, **{n: 1}) for n, y in zip(names, state, strict=True))
+        at = Jet(x, pairs=_XX, x=1), tuple(along), Jet(tau, pairs=_XX, tau=1)
+        u = self.on(at, p, embedded)
+        vega = [torch.as_tensor(u.part(n)).to(u.value) for n in names]
+        return torch.broadcast_tensors(u.value, *delta_gamma(x, u.x, u.xx), *vega, -u.tau)
+
+    def _arguments(self, x, state, tau, p):
+        """(x, states, tau, p) as checked tensors in the network's dtype and on its device."""
+        model, state = self.model, as_states(state)
+        require(len(state) == len(model.states), "state", len(state), f"{model.states}")
+        names = ("x", *model.states, "tau", *model.Parameters._fields)
+        values = tensors(**dict(zip(names, (x, *state, tau, *p), strict=True)))
+        by_name = dict(zip(names, values, strict=True))
+        found = model.require(by_name)
+        known = self._known
+        if any(
+            low < known[n][0] or high > known[n][1]
+            for n, (low, high) in zip(names, found, strict=True)
+        ):
+            for sentence in known.outside(**by_name):
+                _warn(f"{sentence}, the range of training")
+        p = model.Parameters(*values[2 + len(state) :])
+        if known.where and not bool(model.condition(known)(p).all()):
+            _warn(f"parameters outside the {known.where} condition of training")
         try:
-            torch.broadcast_tensors(x, p.kappa)
+            torch.broadcast_shapes(*{v.shape for v in values})
         except RuntimeError as error:
-            raise ValueError(
-                f"shapes do not broadcast: x {tuple(x.shape)}, p {tuple(p.shape)}"
-            ) from error
-        _warn_outside(p, x=x, nu=nu, tau=tau, **{k: getattr(p, k) for k in _BRANCH})
-        like = dict(dtype=self.dtype, device=self.device)
-        return x.to(**like), nu.to(**like), tau.to(**like), Parameters(*(v.to(**like) for v in p))
+            shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in by_name.items())
+            raise ValueError(f"shapes do not broadcast: {shapes}") from error
+        like = next(self.parameters())
+        values = [v.to(like) for v in values]
+        x, *state, tau = values[: 2 + len(state)]
+        return x, tuple(state), tau, model.Parameters(*values[2 + len(state) :])
+
+    def _in_pieces(self, function, channels: int, x, state, tau, p) -> tuple[Tensor, ...]:
+        """`function` on pieces of at most `chunk` options, joined and in the arguments' shape."""
+        given = (x, *state, tau, *p)
+        tracked = torch.is_grad_enabled() and any(v.requires_grad for v in given)
+        shape = torch.broadcast_shapes(*{v.shape for v in given})
+        if tracked:
+            pieces = self._pieces(function, channels, (x, *state, tau), p, shape)
+        else:
+            with torch.inference_mode():  # a quarter faster than no_grad for a single option
+                pieces = self._pieces(function, channels, (x, *state, tau), p, shape)
+        if len(pieces) == 1:
+            joined = [c.reshape(shape) for c in pieces[0]]
+        else:
+            joined = [torch.cat(c, -1).reshape(shape) for c in zip(*pieces, strict=True)]
+        # an inference tensor could not be a label in training, its clone can
+        return tuple(joined if tracked else (c.clone() for c in joined))
+
+    def _pieces(self, function, channels: int, points, p, shape) -> list[tuple[Tensor, ...]]:
+        chunk = self.chunk or _CHUNK.get(points[0].device.type, _LARGE_CHUNK)
+        if self._is_grid(points, p):
+            points = torch.broadcast_tensors(*points)
+            embedded = self.network.embed(p.stack())
+            step, count = max(1, 8 * chunk // len(embedded)), len(points[0])
+        else:  # one dimension; what is the same for all options stays one number
+            points, p = _flat(points, shape), type(p)(*_flat(p, shape))
+            step, count, embedded = 5 * chunk // channels, shape.numel(), None
+
+        def part(values, i):
+            return [v[i : i + step] if len(v) > 1 else v for v in values]
+
+        if count <= step:
+            x, *state, tau = points
+            return [function(x, tuple(state), tau, p, embedded)]
+        pieces = []
+        for i in range(0, count, step):
+            x, *state, tau = part(points, i)
+            q = p if embedded is not None else type(p)(*part(p, i))
+            pieces.append(function(x, tuple(state), tau, q, embedded))
+        return pieces
+
+    def _is_grid(self, points, p) -> bool:
+        shape = p.shape
+        return (
+            isinstance(self.network, DeepONet)
+            and len(shape) == 2
+            and shape[1] == 1
+            and max(v.ndim for v in points) == 1
+        )
 
 
-def _in_pieces(function, x, nu, tau, p: Parameters, chunk: int) -> tuple[Tensor, ...]:
-    """`function` on slices of the last dimension, joined: the memory of at most `chunk` options."""
-    n = max((1, *x.shape[-1:], *p.shape[-1:]))
-    rows = max(1, math.prod(torch.broadcast_tensors(x, p.kappa)[0].shape[:-1]))
-    step = max(1, chunk // rows)
-    if n <= step:
-        return function(x, nu, tau, p)
-
-    def cut(a, i):
-        return a[..., i : i + step] if a.shape[-1:] == (n,) else a
-
-    pieces = [
-        function(*(cut(a, i) for a in (x, nu, tau)), Parameters(*(cut(v, i) for v in p)))
-        for i in range(0, n, step)
-    ]
-    return tuple(torch.cat(channel, dim=-1) for channel in zip(*pieces, strict=True))
-
-
-def _warn_outside(p: Parameters, **arguments: Tensor) -> None:
-    for name, value in arguments.items():
-        low, high = TABLE_I[name]
-        slack = 1e-6 * (high - low)  # a float32 0.01 is not quite 0.01
-        outside = (value < low - slack) | (value > high + slack)
-        if bool(outside.any()):
-            first = value[outside].flatten()[0].item()
-            _warn(f"{name} = {first:.6g} is outside [{low}, {high}], the range of training")
-    if bool((p.sigma**2 >= (1 + 1e-6) * 2 * p.kappa * p.theta).any()):
-        _warn("2 kappa theta <= sigma^2 is outside the Feller condition of training")
+def _flat(values, shape) -> list[Tensor]:
+    return [v.reshape(1) if v.numel() == 1 else v.expand(shape).reshape(-1) for v in values]
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=5)
+    warnings.warn(message, UserWarning, stacklevel=4)  # the caller of `price` or `greeks`

@@ -4,17 +4,19 @@ Brings together operator, points and residual, as a `training.Loss`.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from .._validate import require
+from ..models.claims import Claim
 from ..training import Phase, train
 from . import collocation, equation
 from .collocation import Points
-from .equation import HESTON, StochasticVolatility
 from .operator import Config, Operator
 
 _EDGES = ("boundary", "more boundary")
@@ -26,8 +28,7 @@ class PricingProblem:
     Parameters
     ----------
     operator : in the dtype and on the device to train on
-    config : of the points and weights; the operator's own by default
-    model : coefficients of the equation
+    config : of the points and weights; the operator's own by default. Of the same model
     rank, world : which share of the points is this process's (the points themselves are drawn
         and refined alike in every process)
 
@@ -39,19 +40,17 @@ class PricingProblem:
         operator: Operator,
         config: Config | None = None,
         *,
-        model: StochasticVolatility = HESTON,
         rank: int = 0,
         world: int = 1,
     ):
-        self.operator, self.model = operator, model
+        self.operator = operator
+        self.model, self.claim = operator.model, operator.claim
         self.config = config or operator.config
+        require(self.config.model == self.model.name, "config", self.config.model, self.model.name)
         self.rank, self.world = rank, world
         self.sets: dict[str, Points] = {}
         c, generator = self.config, self._generator(0)
-        self._domain = dict(
-            x=(-c.x_half, c.x_half), nu=(c.nu_low, c.nu_high), tau=(c.tau_low, 1.0),
-            feller_share=c.feller_share,
-        )  # fmt: skip
+        self._domain = dict(model=self.model, domain=c.domain, edge_share=c.edge_share)
         self.sets["physics"] = self._interior(generator)
         if c.atm:
             self.sets["atm"] = collocation.draw_at_the_money(
@@ -66,11 +65,12 @@ class PricingProblem:
     def begin(self, phase: Phase, number: int, step: int) -> None:
         """Renew the points: fresh ones each step, or RAR every `rar_every` steps.
 
-        L-BFGS needs a fixed loss: its points stay, once the boundary set has been extended.
+        Quasi-Newton methods need a fixed loss: their points stay, once the boundary set has been
+        extended.
         """
         c = self.config
         generator = self._generator(1 + number * 10_000_000 + step)
-        if phase.optimizer == "lbfgs":
+        if phase.fixed_points:
             if c.boundary_second and "more boundary" not in self.sets:
                 self.sets["more boundary"] = self._edges(c.boundary_second, generator)
                 self._rebuild()
@@ -94,8 +94,10 @@ class PricingProblem:
     def _edges(self, size, generator) -> Points:
         """Points half of which are at x_min and half at x_max."""
         points = collocation.draw(size, generator=generator, **self._domain)
-        side = torch.where(torch.arange(len(points.x)) % 2 == 0, -1.0, 1.0).to(points.x)
-        return Points(self.config.x_half * side, points.nu, points.tau, points.p)
+        low, high = self.config.domain["x"]
+        even = torch.arange(len(points.x), device=points.x.device) % 2 == 0
+        x = torch.where(even, points.x.new_tensor(low), points.x.new_tensor(high))
+        return Points(x, points.state, points.tau, points.p)
 
     @torch.no_grad()
     def _refine(self, generator) -> None:
@@ -113,12 +115,12 @@ class PricingProblem:
             )
             return
         # A product set has two sides; each is refined against the other.
-        m, count_p = sizes(len(active.p.kappa))
+        m, count_p = sizes(len(active.p.r))
         drawn = self._interior(generator, (m, n))
-        candidates = Points(drawn.x, drawn.nu, drawn.tau, active.p)
+        candidates = Points(drawn.x, drawn.state, drawn.tau, active.p)
         scores = self._scores(candidates).mean(0)
         renewed = collocation.refine(active, candidates, scores, count, generator=generator)
-        scores = self._scores(Points(active.x, active.nu, active.tau, drawn.p)).mean(1)
+        scores = self._scores(Points(active.x, active.state, active.tau, drawn.p)).mean(1)
         self.sets["physics"] = collocation.refine_parameters(
             renewed, drawn.p, scores, count_p, generator=generator
         )
@@ -147,26 +149,35 @@ class PricingProblem:
         """The part of a linear ansatz's residual that the weights do not change."""
         if not self._linear(points):
             return None
-        return equation.anchor_residual(points.x, points.nu, points.tau, points.p, model=self.model)
+        return equation.anchor_residual(
+            points.x, points.state, points.tau, points.p, model=self.model, claim=self.claim
+        )
 
     def _linear(self, points: Points) -> bool:
-        c = self.operator.config
-        return c.ansatz == "anchor" and c.network == "deeponet" and points.grid
+        c, claim = self.operator.config, type(self.claim)
+        plain = claim.shape is Claim.shape and claim.condition is Claim.condition
+        separable = self.model.separable and set(self.model.states) == set(self.model.noises)
+        deeponet = c.ansatz == "anchor" and c.network == "deeponet"
+        return deeponet and points.grid and separable and plain
 
     # -- the loss --------------------------------------------------------------------------------
 
     def residual(self, points: Points, fixed: Tensor | None = None) -> Tensor:
         """Eq. 5 at every point, (P,) or (M, P): bilinear where the ansatz allows, else by jets."""
-        x, nu, tau, p = points.x, points.nu, points.tau, points.p
         if self._linear(points):
             return equation.bilinear_residual(
-                self.operator.network, x, nu, tau, p,
-                features=self.operator.features, model=self.model, fixed=fixed,
+                self.operator.network, points.x, points.state, points.tau, points.p,
+                model=self.model, claim=self.claim, fixed=fixed,
             )  # fmt: skip
-        u = self.operator.on(equation.coordinates(x, nu, tau, self.model), p)
-        return equation.short_residual(u, nu, p, self.model)
+        return self._by_jets(points.x, points.state, points.tau, points.p)
+
+    def _by_jets(self, x: Tensor, state: tuple[Tensor, ...], tau: Tensor, p) -> Tensor:
+        u = self.operator.on(equation.coordinates(x, state, tau, self.model, p), p)
+        r = equation.short_residual(u, state, p, self.model)
+        return self.claim.condition(r, u.value, x)
 
     def parts(self) -> Iterator[dict[str, Tensor]]:
+        """The terms of eq. 11, piece by piece: physics, atm and boundary, with their weights."""
         c = self.config
         for name, weight in (("physics", 1.0), ("atm", c.lambda_atm)):
             pieces = self._pieces.get(name, ())
@@ -177,9 +188,27 @@ class PricingProblem:
         edges = [piece for name in _EDGES for piece, _ in self._pieces.get(name, ())]
         count = sum(piece.count for piece in edges)
         for b in edges:
-            u = self.operator.value(b.x, b.nu, b.tau, b.p)
-            loss = equation.boundary_loss(u, b.x, b.tau, b.p.r)
+            u = self.operator.value(b.x, b.state, b.tau, b.p)
+            loss = equation.boundary_loss(u, b.x, b.tau, b.p.r, self.claim)
             yield {"boundary": c.lambda_boundary * (b.count / count) * loss}
+
+    def residuals(self) -> Iterator[tuple]:
+        """The same as vectors whose squares sum to the loss: (function of weights and row, rows).
+
+        A row is one point with its parameters, x, states, tau and p; products are written out.
+        """
+        c = self.config
+        sets = [("physics", 1.0), ("atm", c.lambda_atm)]
+        sets += [(name, c.lambda_boundary) for name in _EDGES]
+        edges = sum(p.count for name in _EDGES for p, _ in self._pieces.get(name, ()))
+        for name, weight in sets:
+            pieces = [piece for piece, _ in self._pieces.get(name, ())]
+            edge = name in _EDGES
+            count = edges if edge else sum(piece.count for piece in pieces)
+            row = _Row(self, edge, (weight / count) ** 0.5 if count else 0.0)
+            for piece in pieces:
+                values = torch.broadcast_tensors(piece.x, *piece.state, piece.tau, *piece.p)
+                yield row.of_weights, tuple(v.reshape(-1) for v in values)
 
     @torch.no_grad()
     def locate(self) -> str:
@@ -187,17 +216,16 @@ class PricingProblem:
         for name, pieces in self._pieces.items():
             for points, fixed in pieces:
                 if name in _EDGES:
-                    r = self.operator.value(points.x, points.nu, points.tau, points.p)
+                    r = self.operator.value(points.x, points.state, points.tau, points.p)
                 else:
                     r = self.residual(points, fixed)
                 bad = (~torch.isfinite(r)).nonzero()
                 if len(bad):
                     where = points.select(bad[0][-1])
                     p = where.p[bad[0][0], 0] if points.grid else where.p
-                    values = dict(x=where.x, nu=where.nu, tau=where.tau) | {
-                        k: getattr(p, k) for k in ("kappa", "theta", "sigma", "rho", "r")
-                    }
-                    at = ", ".join(f"{k} = {float(v):.4g}" for k, v in values.items())
+                    names = ("x", *self.model.states, "tau", *p._fields)
+                    values = zip(names, (where.x, *where.state, where.tau, *p), strict=True)
+                    at = ", ".join(f"{k} = {float(v):.4g}" for k, v in values)
                     return f"{len(bad)} of {r.numel()} values in the {name} set, first at {at}"
         return "every residual is finite alone; their powers overflow"
 
@@ -207,9 +235,34 @@ class PricingProblem:
         return {name: points.tensors() for name, points in self.sets.items()}
 
     def load_state_dict(self, state: dict) -> None:
+        shape = self.sets["physics"]
         for name, tensors in state.items():
-            self.sets[name] = Points.from_tensors({k: v.cpu() for k, v in tensors.items()})
+            self.sets[name] = shape.with_tensors({k: v.cpu() for k, v in tensors.items()})
         self._rebuild()
+
+
+class _Row(nn.Module):
+    """One weighted residual as a function of the operator's weights and one point."""
+
+    def __init__(self, problem: PricingProblem, edge: bool, weight: float):
+        super().__init__()
+        self.operator, self.problem = problem.operator, [problem]  # in a list: it is no module
+        self.edge, self.weight = edge, weight
+
+    def forward(self, *row: Tensor) -> Tensor:
+        (problem,) = self.problem
+        states = len(problem.model.states)
+        x, *state, tau = row[: 2 + states]
+        p = problem.model.Parameters(*row[2 + states :])
+        if self.edge:
+            u = problem.operator.value(x, tuple(state), tau, p)
+            return self.weight * (u - problem.claim.edge(x, tau, p.r))
+        r = problem._by_jets(x, tuple(state), tau, p)
+        return self.weight * r * torch.sqrt(1 + problem.config.lambda_max * r * r)
+
+    def of_weights(self, weights: dict[str, Tensor], *row: Tensor) -> Tensor:
+        named = {f"operator.{k}": v for k, v in weights.items()}
+        return torch.func.functional_call(self, named, row)
 
 
 def train_operator(
@@ -234,16 +287,26 @@ def train_operator(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    record = directory / "config.json"
-    if record.exists() and Config.from_dict(json.loads(record.read_text())) != config:
-        raise ValueError(f"directory must be new or hold a run of {config.name!r}, got {directory}")
-    record.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
-    operator = Operator(config).to(device)
     distributed = dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+    record = directory / "config.json"
+    if record.exists() and _read(record) != config:
+        raise ValueError(f"directory must be new or hold a run of {config.name!r}, got {directory}")
+    if rank == 0 and not record.exists():
+        part = record.with_name(f"config.json.{os.getpid()}")
+        part.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+        os.replace(part, record)
+    operator = Operator(config).to(device)
     problem = PricingProblem(operator, rank=rank, world=world)
     summary = train(
         operator, problem, config.phases,
         checkpoint=directory / "checkpoint.pt", log=directory / "log.jsonl", **options,
     )  # fmt: skip
     return operator, summary
+
+
+def _read(record: Path) -> Config:
+    try:
+        return Config.from_dict(json.loads(record.read_text()))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{record} is no configuration: {error}") from error

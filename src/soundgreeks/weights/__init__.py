@@ -6,7 +6,9 @@ Nothing in a weights file is executed when it is read.
 import hashlib
 import json
 import math
+import os
 import platform
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -22,7 +24,9 @@ from ..operators import Config, Operator, networks
 from ..pruning.sobolev import Standardised
 
 SHIPPED = Path(__file__).parent
-_FORMAT = "soundgreeks/1"
+_FORMAT = "soundgreeks/2"
+_FIRST = "soundgreeks/1"  # the checksum covered the tensors alone; configurations knew only Heston
+_IDENTITY = ("format", "kind", "config", "activation", "networks")  # what a network is
 _PACKAGES = ("soundgreeks", "torch", "numpy", "safetensors", "pytorch-optimizer")
 
 
@@ -53,24 +57,45 @@ def environment() -> dict:
 
 
 def write(path: Path | str, tensors: dict[str, Tensor], provenance: dict) -> None:
-    """Write PATH.safetensors and PATH.json, the latter with the former's SHA-256.
+    """Write PATH.safetensors and PATH.json, the latter with checksums of tensors and configuration.
+
+    Each file appears in one step: a killed run leaves the last ones whole.
 
     Parameters
     ----------
-    path : with or without a suffix
-    provenance : plain values, to which format, SHA-256 and `environment` are added
+    path : with or without the suffix .safetensors; other dots belong to the name
+    provenance : plain values, to which format, checksums and `environment` are added
     """
-    path = Path(path).with_suffix(".safetensors")
+    path = _file(path)
     data = serialise({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-    record = {"format": _FORMAT, "sha256": hashlib.sha256(data).hexdigest()}
-    path.write_bytes(data)
-    path.with_suffix(".json").write_text(
-        json.dumps(record | provenance | environment(), indent=1) + "\n"
-    )
+    record = {"format": _FORMAT} | provenance
+    record |= {"sha256": hashlib.sha256(data).hexdigest(), "identity_sha256": _identity(record)}
+    text = json.dumps(record | environment(), indent=1) + "\n"
+    for target, content in ((path, data), (_record(path), text.encode())):
+        part = target.with_name(f"{target.name}.{os.getpid()}")
+        part.write_bytes(content)
+        os.replace(part, target)
+
+
+def _file(path: Path | str) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path.with_name(f"{path.name}.safetensors")
+
+
+def _record(file: Path) -> Path:
+    return file.with_suffix(".json")
+
+
+def _identity(record: dict) -> str:
+    """SHA-256 of what the tensors mean: kind and configuration."""
+    identity = {k: record[k] for k in _IDENTITY if k in record}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def read(name: Path | str) -> tuple[dict[str, Tensor], dict]:
     """Tensors and provenance of a shipped network, by name, or of a file, by path.
+
+    A bare name is a shipped network's if there is one; write ``./name`` for a file of that name.
 
     Raises
     ------
@@ -78,9 +103,17 @@ def read(name: Path | str) -> tuple[dict[str, Tensor], dict]:
         No such network, no provenance, a file that does not match its SHA-256, or one that this
         package did not write.
     """
-    path = SHIPPED / f"{name}.safetensors" if str(name) in available() else Path(name)
-    path = path.with_suffix(".safetensors")
-    record = path.with_suffix(".json")
+    if str(name) in available():
+        if isinstance(name, str) and _file(name).is_file():
+            warnings.warn(
+                f"{name!r} is the shipped network, not the file {name}.safetensors beside you; "
+                f"write './{name}' for that",
+                stacklevel=3,
+            )
+        path = _file(SHIPPED / str(name))
+    else:
+        path = _file(name)
+    record = _record(path)
     for file in (path, record):
         if not file.is_file():
             raise WeightsError(f"name must be one of {available()} or a file, got {name!r}: "
@@ -89,14 +122,21 @@ def read(name: Path | str) -> tuple[dict[str, Tensor], dict]:
         provenance = json.loads(record.read_text())
     except ValueError as error:
         raise WeightsError(f"{record.name} is damaged: not JSON ({error})") from error
-    if not isinstance(provenance, dict) or provenance.get("format") != _FORMAT:
-        raise WeightsError(f"{record.name} is not a provenance of format {_FORMAT}")
+    formats = (_FORMAT, _FIRST)
+    if not isinstance(provenance, dict) or provenance.get("format") not in formats:
+        raise WeightsError(f"{record.name} is not a provenance of format {' or '.join(formats)}")
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != provenance.get("sha256"):
         raise WeightsError(
             f"{path.name} is damaged: its SHA-256 is {found[:12]}..., "
             f"its provenance says {str(provenance.get('sha256'))[:12]}..."
+        )
+    if provenance["format"] != _FIRST and _identity(provenance) != provenance.get(
+        "identity_sha256"
+    ):
+        raise WeightsError(
+            f"{record.name} does not say what {path.name} was saved as: it was edited"
         )
     try:
         return parse(data), provenance

@@ -1,0 +1,87 @@
+r"""What is paid: payoffs, values at the edges, and the anchor that a network corrects.
+
+All per unit of strike, as functions of x = ln(S/K). A claim has what the ansatz and the loss ask
+for; a new one is a subclass, registered under its name. A barrier overrides `shape`, which makes
+the price vanish there; early exercise overrides `condition`, which turns the equation into a
+complementarity.
+"""
+
+import torch
+from torch import Tensor
+
+from ..arithmetic import jets
+from ..arithmetic.jets import Jet
+from . import black_scholes
+
+
+class Claim:
+    """A European payoff max(sign (e^x - 1), 0), eq. 6 of DeepSVM for sign = 1."""
+
+    name: str
+    sign: float
+
+    def inner(self, x):
+        """What the payoff is the positive part of; tensors and jets."""
+        return jets.expm1(x) * self.sign
+
+    def payoff(self, x):
+        """Value at maturity; for a jet with its derivatives off the kink: eq. 10 has no others."""
+        v = self.inner(x)
+        if not isinstance(x, Jet):
+            return v.clamp_min(0)
+        alive = (v.value > 0).to(v.value.dtype)
+        return v.chain(v.value.clamp_min(0), alive, torch.zeros_like(alive))
+
+    def smoothed_payoff(self, x, width: float):
+        """v sigmoid(v / width) with v = `inner` (Sobolev Pruning, section 5.2.4)."""
+        v = self.inner(x)
+        return v * jets.sigmoid(v * (1 / width))
+
+    def edge(self, x: Tensor, tau: Tensor, r: Tensor) -> Tensor:
+        """Limit far from the strike, eqs. 7 and 8: what the forward contract leaves, or nothing."""
+        forward = self.sign * (torch.exp(x) - torch.exp(-r * tau))
+        return forward * (self.sign * x > 0)
+
+    def forward_price(self, k: Jet, y: Jet) -> Jet:
+        """Undiscounted Black-Scholes price at forward log-moneyness k and ln total variance y."""
+        call = jets.compose(black_scholes.partials(k.value, y.value), k, y)
+        return call if self.sign > 0 else call - jets.expm1(k)  # put-call parity
+
+    def anchor(self, k: Jet, y: Jet, tau: Jet, r: Tensor) -> Jet:
+        """e^{-r tau} times `forward_price`: solves the equation with a deterministic variance."""
+        return jets.exp(tau * -r) * self.forward_price(k, y)
+
+    def shape(self, u: Jet, x: Jet, tau: Jet) -> Jet:
+        """The last word on the ansatz: for a barrier, a factor that vanishes on it."""
+        return u
+
+    def condition(self, residual: Tensor, u: Tensor, x: Tensor) -> Tensor:
+        """What must vanish in the interior: the residual u_tau - N[u] itself.
+
+        With early exercise it would be the smaller of the residual and u - payoff.
+        """
+        return residual
+
+
+class Call(Claim):
+    """max(e^x - 1, 0)."""
+
+    name, sign = "call", 1.0
+
+
+class Put(Claim):
+    """max(1 - e^x, 0)."""
+
+    name, sign = "put", -1.0
+
+
+CLAIMS: dict[str, Claim] = {}
+
+
+def register(claim: Claim) -> Claim:
+    """Enter a claim under its name, so that configurations and weights files find it."""
+    CLAIMS[claim.name] = claim
+    return claim
+
+
+CALL, PUT = register(Call()), register(Put())

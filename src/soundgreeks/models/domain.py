@@ -1,0 +1,85 @@
+"""Ranges of named quantities: where parameters and states are drawn, trained on, and watched."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .._validate import require
+
+
+@dataclass(frozen=True)
+class Domain(Mapping):
+    """A box of named ranges, and a condition on the parameters that a model knows by name.
+
+    It is a mapping from names to pairs (low, high), in the order given.
+
+    >>> box = Domain({"nu": (0.01, 0.4), "tau": (0.0, 1.0)})
+    >>> box["nu"], (box | {"nu": (0.0, 0.8)})["nu"]
+    ((0.01, 0.4), (0.0, 0.8))
+
+    Parameters
+    ----------
+    ranges : (low, high) by name, finite, low <= high
+    where : name of a condition in the model's `conditions`, "" for none
+
+    Raises
+    ------
+    ValueError
+        A range that is reversed or not finite.
+    """
+
+    ranges: Mapping[str, tuple[float, float]]
+    where: str = ""
+
+    def __post_init__(self):
+        ranges = {k: (float(low), float(high)) for k, (low, high) in dict(self.ranges).items()}
+        for name, (low, high) in ranges.items():
+            ok = float("-inf") < low <= high < float("inf")
+            require(ok, f"range of {name}", (low, high), "finite, low <= high")
+        object.__setattr__(self, "ranges", ranges)
+
+    def __getitem__(self, name: str) -> tuple[float, float]:
+        return self.ranges[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ranges)
+
+    def __len__(self) -> int:
+        return len(self.ranges)
+
+    def __hash__(self):
+        return hash((tuple(self.ranges.items()), self.where))
+
+    def __or__(self, other: Mapping[str, tuple[float, float]]) -> "Domain":
+        """The same with some ranges replaced; the condition stays."""
+        return Domain({**self.ranges, **other}, self.where)
+
+    def of(self, *names: str) -> list[tuple[float, float]]:
+        """The ranges of some names, in their order."""
+        return [self.ranges[name] for name in names]
+
+    def scale(self, name: str, unit: Tensor) -> Tensor:
+        """From [0, 1] to the range."""
+        low, high = self.ranges[name]
+        return low + (high - low) * unit
+
+    def outside(self, **values: Tensor) -> list[str]:
+        """A sentence for each name with a value outside its range, with the first such value."""
+        found = []
+        for name, value in values.items():
+            low, high = self.ranges[name]
+            slack = 1e-6 * (high - low)  # a float32 0.01 is not quite 0.01
+            out = (value < low - slack) | (value > high + slack)
+            if bool(out.any()):
+                first = value[out].flatten()[0].item()
+                found.append(f"{name} = {first:.6g} is outside [{low}, {high}]")
+        return found
+
+    def to_dict(self) -> dict:
+        """Plain values, from which `from_dict` makes the domain again."""
+        return {"ranges": {k: list(v) for k, v in self.ranges.items()}, "where": self.where}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Domain":
+        return cls({k: tuple(v) for k, v in values["ranges"].items()}, values.get("where", ""))

@@ -1,0 +1,326 @@
+r"""A model by its coefficients.
+
+.. math:: d\ln S = (r - \tfrac12 s^2)\,dt + s\,dW, \qquad dY_i = m_i\,dt + \sum_d a_{id}\,dZ_d,
+          \qquad d\langle \ln S, Z_d\rangle = c_d\,dt, \quad d\langle Z_d, Z_e\rangle = v_{de}\,dt
+
+with state variables Y, one or more variance factors, moved by one or more noises Z. The price
+u(x, y, tau) per unit of strike solves u_tau = N[u] with
+
+.. math:: N[u] = (r - \tfrac12 s^2)\,u_x + \tfrac12 s^2 u_{xx} + \sum_d c_d\,u_{xd}
+          + \tfrac12\sum_{d,e} v_{de}\,u_{de} + \sum_i m_i\,u_i - r u,
+
+where a subscript d is the derivative along noise d, sum_i a_id d/dY_i. A new model is one file: a
+named tuple of parameters and a subclass of `Model` with these coefficients (`garch.py`).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._validate import extremes, require, tensors
+from ..arithmetic import jets
+from ..arithmetic.jets import Jet, Pairs
+from .domain import Domain
+
+Terms = Sequence[tuple[Tensor | float, Tensor | float]]
+"""A coefficient as a sum of products f(parameters) g(state), pairs (f, g)."""
+
+
+class Greeks(NamedTuple):
+    """Normalised price V/K and Greeks with K = 1 (DeepSVM, eqs. 15 and 16).
+
+    `vega` is dV/dnu, a tuple where there are several state variables; `theta` is -dV/dtau.
+    """
+
+    price: Tensor
+    delta: Tensor
+    gamma: Tensor
+    vega: Tensor
+    theta: Tensor
+
+
+def delta_gamma(x: Tensor, u_x: Tensor, u_xx: Tensor) -> tuple[Tensor, Tensor]:
+    """Delta = e^{-x} u_x and Gamma = e^{-2x} (u_xx - u_x), eqs. 15 and 16 with K = 1."""
+    e = torch.exp(-x)
+    return e * u_x, e * e * (u_xx - u_x)
+
+
+class ParameterTuple:
+    """What the parameters of every model can do beside being a named tuple of numbers or tensors.
+
+    A light tuple: nothing is checked or converted, so `torch.func.vmap` and `torch.compile` take
+    it. The functions that price check it (`Model.checked`).
+    """
+
+    __slots__ = ()
+    _fields: ClassVar[tuple[str, ...]]
+
+    def __getitem__(self, index):
+        """The same index into all parameters, broadcast against each other, e.g. ``p[:, None]``."""
+        return self.map(lambda v: v[index], *torch.broadcast_tensors(*self._tensors()))
+
+    def map(self, function: Callable[[Tensor], Tensor], *values):
+        """The function applied to every parameter, or to `values` in their place."""
+        return type(self)(*(function(v) for v in values or self))
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape that the parameters broadcast to."""
+        return torch.broadcast_shapes(*(v.shape for v in self._tensors()))
+
+    def stack(self) -> Tensor:
+        """One tensor (..., number of parameters)."""
+        return torch.stack(torch.broadcast_tensors(*self._tensors()), dim=-1)
+
+    def _tensors(self) -> list[Tensor]:
+        if all(isinstance(v, Tensor) for v in self):
+            return list(self)
+        return tensors(**dict(zip(self._fields, self, strict=True)))
+
+
+class Step(NamedTuple):
+    """One step of the state: given it, the log price moves by N(rate dt - I/2 + M, V)."""
+
+    state: tuple[Tensor, ...]
+    integrated: Tensor  # I, the integral of s^2
+    martingale: Tensor  # M, the part of the price's noise that the state's noises explain
+    unexplained: Tensor  # V, the variance of the rest
+
+
+class Model:
+    """A diffusion by its coefficients; see the module's text. Subclass it and `register` one.
+
+    Attributes
+    ----------
+    name : for configurations and weights files
+    Parameters : the named tuple; the last field is the rate r
+    states : names of the state variables
+    noises : for each noise its weights on the states, a_id; by default each state has its own
+    domain : ranges of parameters, x, states and tau to train and judge on
+    meaning : (low, high, words) of what a parameter may be at all
+    conditions : further conditions on the parameters, by name
+    separable : whether `variance` does not depend on the parameters; the residual of a linear
+        ansatz is then a matrix product
+    closed_form : whether `greeks` is exact
+    """
+
+    name: str
+    Parameters: type
+    states: tuple[str, ...] = ("nu",)
+    noises: Mapping[str, Mapping[str, float]]
+    domain: Domain
+    meaning: Mapping[str, tuple[float, float, str]] = {}
+    conditions: Mapping[str, Callable[..., Tensor]] = {}
+    separable: bool = True
+    closed_form: bool = False
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "noises" not in cls.__dict__:
+            cls.noises = {s: {s: 1.0} for s in cls.states}
+
+    # -- the equation ----------------------------------------------------------------------------
+
+    def variance(self, p, *state: Tensor) -> Tensor:
+        """s^2, the instantaneous variance of the log price, 1/year."""
+        raise NotImplementedError
+
+    def covariances(self, p, *state: Tensor) -> Mapping[tuple[str, str], Terms]:
+        """c_d for ("x", d) and v_de for (d, e): one entry for each of `pairs` but ("x", "x")."""
+        raise NotImplementedError
+
+    def drift(self, p, *state: Tensor) -> Mapping[str, Terms]:
+        """m_i of every state."""
+        raise NotImplementedError
+
+    def expected_variance(self, p, tau, *state):
+        """E of the integral of s^2 to maturity, the total variance of the Black-Scholes anchor.
+
+        Arguments are tensors, or jets and then so is the result; see `jets.expm1` and its like.
+        It need not be exact: what it misses the network learns.
+        """
+        raise NotImplementedError
+
+    @property
+    def pairs(self) -> Pairs:
+        """The second derivatives that the equation names."""
+        names = ["x", *self.noises]
+        return tuple((a, b) for i, a in enumerate(names) for b in names[i:])
+
+    # -- parameters ------------------------------------------------------------------------------
+
+    def checked(self, p):
+        """The parameters as tensors.
+
+        Raises
+        ------
+        ValueError
+            One is not finite or outside its meaning.
+        """
+        values = tensors(**dict(zip(p._fields, p, strict=True)))
+        self.require(dict(zip(p._fields, values, strict=True)))
+        return type(p)(*values)
+
+    def require(self, values: Mapping[str, Tensor]) -> list[tuple[float, float]]:
+        """Raise unless all values, by name, are finite and within their meaning; their extremes."""
+        found = extremes(list(values.values()))
+        for (name, value), (lowest, highest) in zip(values.items(), found, strict=True):
+            natural = NON_NEGATIVE if name == "tau" or name in self.states else FINITE
+            low, high, words = self.meaning.get(name, natural)
+            if not (low <= lowest and highest <= high and math.isfinite(highest)):
+                require(torch.isfinite(value), name, value, "finite")
+                require((value >= low) & (value <= high), name, value, words)
+        return found
+
+    def sample(
+        self,
+        n: int,
+        domain: Domain | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        dtype=torch.float64,
+        device=None,
+    ):
+        """`n` parameter vectors of the domain under its condition, scrambled Sobol points.
+
+        Rejection keeps the low discrepancy of the accepted points only roughly, yet exactly the
+        uniform distribution on the part of the box that satisfies the condition.
+
+        Raises
+        ------
+        ValueError
+            `n` is not a positive integer, or the model has no such condition.
+        """
+        domain = self.domain if domain is None else domain
+        require(isinstance(n, int) and n > 0, "n", n, "a positive integer")
+        holds = self.condition(domain)
+        names = self.Parameters._fields
+        source = generator.device if generator is not None else "cpu"
+        seed = int(torch.randint(2**31 - 1, (), generator=generator, device=source))
+        sobol = torch.quasirandom.SobolEngine(len(names), scramble=True, seed=seed)
+        low, high = torch.tensor(domain.of(*names), dtype=torch.float64, device="cpu").T
+        kept = low.new_empty(0, len(names))
+        while len(kept) < n:
+            draw = low + (high - low) * sobol.draw(2 * n + 16, dtype=torch.float64)
+            kept = torch.cat([kept, draw[holds(self.Parameters(*draw.T))]])
+        return self.Parameters(*kept[:n].to(device=device, dtype=dtype).T)
+
+    def condition(self, domain: Domain) -> Callable[..., Tensor]:
+        """The domain's condition, a function of parameters; true everywhere if it names none."""
+        if not domain.where:
+            return lambda p: torch.ones_like(p.stack()[..., 0], dtype=torch.bool)
+        known = tuple(self.conditions)
+        require(domain.where in known, "condition", repr(domain.where), f"one of {known}")
+        return self.conditions[domain.where]
+
+    def near_edge(self, p, u: Tensor, domain: Domain):
+        """Parameters next to the edge of the condition, where the error is largest.
+
+        `u` in [0, 1), of the shape of `p`, says how near. Without a condition there is no edge.
+        """
+        return p
+
+    def closeness(self, p) -> Tensor:
+        """How near the edge of the condition the parameters are, 1 on it."""
+        return torch.zeros(p.shape)
+
+    # -- what helps a network --------------------------------------------------------------------
+
+    def features(self, p, *state: Jet) -> list[Jet]:
+        """States and parameters in units of order one, beside moneyness and total variance."""
+        given = dict(zip(self.states, state, strict=True))
+        found = [self._unit(name, y) for name, y in given.items()]
+        for name, value in zip(p._fields[:-1], p, strict=False):  # the rate enters by the forward
+            found.append(Jet(self._unit(name, value), pairs=state[0].pairs))
+        return found
+
+    def _unit(self, name: str, value):
+        low, high = self.domain[name]
+        return value * (2 / (high - low)) + -(high + low) / (high - low)
+
+    def smile(self, p) -> Tensor | float:
+        """A factor to which the correction to Black-Scholes is proportional when it is small."""
+        return 1.0
+
+    # -- paths -----------------------------------------------------------------------------------
+
+    def step(self, p, dt: Tensor, z: Tensor, *state: Tensor) -> Step:
+        """The state after a time `dt`, given standard normals z (noises, ...).
+
+        Euler's step, with the coefficients at max(state, 0) where a state may not be negative: of
+        first weak order. A model that knows better overrides it.
+        """
+        s2 = self.variance(p, *state)
+        covariances = {k: _total(t) for k, t in self.covariances(p, *state).items()}
+        names, root = list(self.noises), {}
+        explained, martingale, moves = 0.0, 0.0, {}
+        for i, a in enumerate(names):  # Cholesky, row by row; the price is the last row
+            row = [covariances.get((b, a), covariances.get((a, b), 0.0)) for b in names[: i + 1]]
+            for j in range(i):
+                known = sum(root[i, k] * root[j, k] for k in range(j))
+                root[i, j] = _over(row[j] - known, root[j, j])
+            left = row[i] - sum(root[i, k] ** 2 for k in range(i))
+            root[i, i] = torch.as_tensor(left).clamp_min(0).sqrt()
+            moves[a] = sum(root[i, k] * z[k] for k in range(i + 1)) * dt.sqrt()
+        price = []
+        for i, a in enumerate(names):
+            known = sum(price[k] * root[i, k] for k in range(i))
+            price.append(_over(covariances[("x", a)] - known, root[i, i]))
+            explained = explained + price[i] ** 2
+            martingale = martingale + price[i] * z[i] * dt.sqrt()
+        drift = {name: _total(t) for name, t in self.drift(p, *state).items()}
+        after = []
+        for name, y in zip(self.states, state, strict=True):
+            noise = sum(w[name] * moves[d] for d, w in self.noises.items() if name in w)
+            after.append(self.clamp(name, y + drift[name] * dt + noise))
+        return Step(tuple(after), s2 * dt, martingale, (s2 - explained).clamp_min(0) * dt)
+
+    def clamp(self, name: str, y: Tensor) -> Tensor:
+        """The state kept where it has a meaning: by default not below zero."""
+        return y.clamp_min(0)
+
+    # -- truth -----------------------------------------------------------------------------------
+
+    def greeks(self, x, state, tau, p) -> Greeks:
+        """Exact price and Greeks; only where `closed_form` says so."""
+        raise NotImplementedError(f"{self.name} has no formula: use paths.conditional_call")
+
+
+def _total(terms: Terms):
+    return sum(f * g for f, g in terms)
+
+
+def _over(a, b: Tensor) -> Tensor:
+    """a / b, and 0 where b vanishes: there is no such noise."""
+    return torch.where(b > 0, a / b.clamp_min(1e-30), 0.0)
+
+
+def mean_reverting(nu, tau, kappa: Tensor, theta: Tensor):
+    r"""The integral of E[nu_s] under the linear drift kappa (theta - nu), for tensors and jets.
+
+    .. math:: w(\nu, \tau) = \theta\tau + (\nu - \theta)\frac{1 - e^{-\kappa\tau}}{\kappa}
+    """
+    growth = jets.expm1(tau * -kappa) / -kappa
+    return tau * theta + (nu + -theta) * growth
+
+
+FINITE = (-math.inf, math.inf, "finite")
+POSITIVE = (1e-30, math.inf, "positive")
+NON_NEGATIVE = (0.0, math.inf, "non-negative")
+CORRELATION = (-1.0, 1.0, "in [-1, 1]")
+
+MODELS: dict[str, Model] = {}
+
+
+def register(model: Model) -> Model:
+    """Enter a model under its name, so that configurations and weights files find it."""
+    MODELS[model.name] = model
+    return model
+
+
+def as_states(state) -> tuple:
+    """A single state variable, tensor or jet, as the tuple of states that it is short for."""
+    return state if isinstance(state, tuple) else (state,)
