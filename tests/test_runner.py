@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from soundgreeks import __main__ as entry
 from soundgreeks import weights
 from soundgreeks.book import chapter, cli, commands, runner
 from soundgreeks.operators import PricingProblem
@@ -394,6 +395,18 @@ def test_ctrl_c_at_any_time_is_one_line(project, capsys, monkeypatch, command):
     assert cli.main(command) == 130
     assert capsys.readouterr().err == "\nStopped.\n"
     assert signal.getsignal(signal.SIGINT) == handler
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line(capsys, monkeypatch):
+    """The import takes seconds: it is then that people notice that they meant another chapter."""
+
+    def stopped(name, *arguments):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("builtins.__import__", stopped)
+    status = entry.main()
+    monkeypatch.undo()
+    assert (status, capsys.readouterr().err) == (130, "\nStopped.\n")
 
 
 def test_names_that_the_shell_would_not_know():

@@ -34,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (runner.Unfinished, FloatingPointError) as error:
         return _fail(error, 1)
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, 2)
+        reason = error.strerror or error
+        return _fail(f"{error.filename}: {reason}" if error.filename else reason, 2)
     except (ValueError, runner.Missing) as error:
         return _fail(error, 2)
     finally:
