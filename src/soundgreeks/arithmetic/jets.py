@@ -14,12 +14,11 @@ a single matrix product. Only channels that some jet carries are stacked: a pric
 plain forward pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 Pairs = tuple[tuple[str, str], ...]
 ONE_FACTOR: Pairs = (("x", "x"), ("x", "nu"), ("nu", "nu"))
@@ -293,7 +292,7 @@ def tanh_layer(z: Tensor, order: int = 3) -> tuple[Tensor, ...]:
     return first if order == 2 else (*first, t1 * (6 * t * t - 2))
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
     "gelu": (torch.nn.functional.gelu, gelu),
     "silu": (torch.nn.functional.silu, silu),
     "tanh": (torch.tanh, tanh_layer),
@@ -343,7 +342,7 @@ class _Layer(torch.autograd.Function):
         return out, z
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs, output) -> None:
+    def setup_context(ctx, inputs, output) -> None:
         h, weight, bias, ctx.derivatives, ctx.residual, ctx.rows = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(h, weight, bias, output[1])
@@ -357,7 +356,7 @@ class _Layer(torch.autograd.Function):
         _, f1, f2, f3 = ctx.derivatives(z[0] + bias)
         to_z = g * f1
         # A first derivative meets the curvature in every pair it belongs to, twice in a square.
-        to = {}
+        to: dict[int, Tensor] = {}
         for row, p, q in ctx.rows:
             for a, b in ((p, q), (q, p)):
                 to[a] = _accumulate(to[a], g[row], z[b]) if a in to else g[row] * z[b]

@@ -50,7 +50,7 @@ class Garch(Model):
     def expected_variance(self, p, tau, nu):
         return mean_reverting(nu, tau, p.kappa, p.theta)
 
-    features = Heston.features
+    features = Heston.features  # type: ignore[assignment]
 
     def smile(self, p):
         return p.sigma

@@ -25,13 +25,14 @@ def forward(k, w, w_nu, w_tau, nu, tau, model, what: str) -> Tensor:
     return _anchor(k, w, w_nu, w_tau, what) + integrals(k, w, nu, tau, model, what)
 
 
-def _exponents(u: Tensor, kappa, theta, sigma, rho, tau) -> tuple[Tensor, Tensor]:
+def _exponents(u: Tensor, model, tau) -> tuple[Tensor, Tensor]:
     """C and D of ln phi(u - i/2) = C + D nu, u complex or real, all arguments broadcast.
 
     The branch-safe form: with b = kappa - i rho sigma (u - i/2), d = sqrt(b^2 + sigma^2 Q) and
     Re d > 0 only decaying exponentials occur (Albrecher et al. 2007; Lord and Kahl 2010). Divided
     through by sigma^2 so that sigma -> 0 loses nothing.
     """
+    kappa, theta, sigma, rho = model
     q = u * u + 0.25
     b = kappa - 0.5 * rho * sigma - 1j * (rho * sigma) * u
     d = torch.sqrt(b * b + sigma**2 * q)
@@ -69,9 +70,8 @@ def _tail(sign: int, w: Tensor, nu, tau, model) -> Tensor:
     kappa, theta, sigma, rho = (v[:, None] for v in model)
     s = 0.5 + sign * a
     exists = _explosion_time(s, kappa, sigma, rho) > 1.0001 * tau[:, None]
-    big_c, big_d = _exponents(
-        torch.complex(torch.zeros_like(a), -sign * a), kappa, theta, sigma, rho, tau[:, None]
-    )
+    u = torch.complex(torch.zeros_like(a), -sign * a)
+    big_c, big_d = _exponents(u, (kappa, theta, sigma, rho), tau[:, None])
     log_moment = (big_c + big_d * nu[:, None]).real
     reach = torch.where(exists & (log_moment >= -1), (log_moment + _NATS) / a, torch.inf)
     reach[:, -1] = 2 * _NATS  # a = 1/2: the moments 0 and 1 are both one
@@ -88,7 +88,7 @@ def _cut_off(ray, k, w, nu, tau, model) -> Tensor:
     for _ in range(11):
         middle = 0.5 * (low + high)
         u = middle.exp() * ray
-        big_c, big_d = _exponents(u, *model, tau)
+        big_c, big_d = _exponents(u, model, tau)
         oscillation = -k * u.imag if u.is_complex() else 0.0
         heston = (big_c + big_d * nu).real + oscillation
         anchor = -0.5 * w * (u * u).real + oscillation
@@ -134,7 +134,7 @@ def _integrate(u, weight, k, w, nu, tau, model, what: str) -> Tensor:
     k, w, nu, tau = k[:, None], w[:, None], nu[:, None], tau[:, None]
     kappa, theta, sigma, rho = model = [v[:, None] for v in model]
     q = u * u + 0.25
-    big_c, big_d = _exponents(u, *model, tau)
+    big_c, big_d = _exponents(u, model, tau)
     phase = (1j * u + 0.5) * k
     e_h = torch.exp(big_c + big_d * nu + phase) * weight
     e_b = torch.exp(phase - 0.5 * w * q) * weight
@@ -185,13 +185,12 @@ def _anchor(k, w, w_nu, w_tau, what: str) -> Tensor:
 
 def integrals(k, w, nu, tau, model, what: str) -> Tensor:
     """All options' integrals, each by the rule that suits it; (options, 1, 3 or 7)."""
-    state = [v.detach() for v in (k, w, nu, tau)]
     with torch.no_grad():
-        parameter, nodes = _straight_rule(*state, [v.detach() for v in model])
+        parameter, nodes = _straight_rule(k, w, nu, tau, model)
         bent = nodes > _STRAIGHT_NODES
         if bool(bent.any()):
             parameter[bent], nodes[bent] = _bent_rule(
-                *(v[bent] for v in state), [v.detach()[bent] for v in model]
+                k[bent], w[bent], nu[bent], tau[bent], [v[bent] for v in model]
             )
     none = torch.nonzero(nodes == 0).flatten()
     done, parts = [none], [k.new_zeros(len(none), {"price": 1, "gamma": 3, "all": 7}[what])]

@@ -15,7 +15,7 @@ named tuple of parameters and a subclass of `Model` with these coefficients (`ga
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class Greeks(NamedTuple):
     price: Tensor
     delta: Tensor
     gamma: Tensor
-    vega: Tensor
+    vega: Tensor | tuple[Tensor, ...]
     theta: Tensor
 
 
@@ -56,29 +56,28 @@ class ParameterTuple:
     """
 
     __slots__ = ()
-    _fields: ClassVar[tuple[str, ...]]
 
-    def __getitem__(self, index):
+    def __getitem__(self: Any, index):
         """The same index into all parameters, broadcast against each other, e.g. ``p[:, None]``."""
         return self.map(lambda v: v[index], *torch.broadcast_tensors(*self._tensors()))
 
-    def map(self, function: Callable[[Tensor], Tensor], *values):
+    def map(self: Any, function: Callable[[Tensor], Tensor], *values):
         """The function applied to every parameter, or to `values` in their place."""
         return type(self)(*(function(v) for v in values or self))
 
     @property
-    def shape(self) -> torch.Size:
+    def shape(self: Any) -> torch.Size:
         """The shape that the parameters broadcast to."""
         return torch.broadcast_shapes(*(v.shape for v in self._tensors()))
 
-    def stack(self) -> Tensor:
+    def stack(self: Any) -> Tensor:
         """One tensor (..., number of parameters)."""
         return torch.stack(torch.broadcast_tensors(*self._tensors()), dim=-1)
 
-    def _tensors(self) -> list[Tensor]:
+    def _tensors(self: Any) -> list[Tensor]:
         if all(isinstance(v, Tensor) for v in self):
             return list(self)
-        return tensors(**dict(zip(self._fields, self, strict=True)))
+        return tensors(**self._asdict())
 
 
 class Step(NamedTuple):
@@ -108,7 +107,7 @@ class Model:
     """
 
     name: str
-    Parameters: type
+    Parameters: Any
     states: tuple[str, ...] = ("nu",)
     noises: Mapping[str, Mapping[str, float]]
     domain: Domain
@@ -160,7 +159,7 @@ class Model:
         ValueError
             One is not finite or outside its meaning.
         """
-        values = tensors(**dict(zip(p._fields, p, strict=True)))
+        values = tensors(**p._asdict())
         self.require(dict(zip(p._fields, values, strict=True)))
         return type(p)(*values)
 
@@ -255,8 +254,11 @@ class Model:
         """
         s2 = self.variance(p, *state)
         covariances = {k: _total(t) for k, t in self.covariances(p, *state).items()}
-        names, root = list(self.noises), {}
-        explained, martingale, moves = 0.0, 0.0, {}
+        names, nothing = list(self.noises), torch.zeros_like(s2)
+        root: dict[tuple[int, int], Tensor] = {}
+        moves: dict[str, Tensor] = {}
+        price: list[Tensor] = []
+        explained, martingale = nothing, nothing
         for i, a in enumerate(names):  # Cholesky, row by row; the price is the last row
             row = [covariances.get((b, a), covariances.get((a, b), 0.0)) for b in names[: i + 1]]
             for j in range(i):
@@ -265,10 +267,9 @@ class Model:
             left = row[i] - sum(root[i, k] ** 2 for k in range(i))
             root[i, i] = torch.as_tensor(left).clamp_min(0).sqrt()
             moves[a] = sum(root[i, k] * z[k] for k in range(i + 1)) * dt.sqrt()
-        price = []
         for i, a in enumerate(names):
-            known = sum(price[k] * root[i, k] for k in range(i))
-            price.append(_over(covariances[("x", a)] - known, root[i, i]))
+            shared = sum((price[k] * root[i, k] for k in range(i)), nothing)
+            price.append(_over(covariances[("x", a)] - shared, root[i, i]))
             explained = explained + price[i] ** 2
             martingale = martingale + price[i] * z[i] * dt.sqrt()
         drift = {name: _total(t) for name, t in self.drift(p, *state).items()}

@@ -22,6 +22,7 @@ variances and maturities look alike (`similarity_features`).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -41,7 +42,7 @@ class At:
     x: Jet
     state: Jet | tuple[Jet, ...]
     tau: Jet
-    p: tuple
+    p: Any  # the model's parameters
     model: Model = heston.MODEL
     claim: Claim = claims.CALL
 

@@ -6,6 +6,7 @@ point with its own, or (M, 1), every parameter vector against every point.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class Points:
     x: Tensor
     state: tuple[Tensor, ...]
     tau: Tensor
-    p: tuple  # the model's parameters
+    p: Any  # the model's parameters
 
     def __post_init__(self):
         object.__setattr__(self, "state", as_states(self.state))
@@ -264,7 +265,7 @@ def refine(
 
 
 def refine_parameters(
-    active: Points, candidates: tuple, scores: Tensor, count: int, *,
+    active: Points, candidates: Any, scores: Tensor, count: int, *,
     generator: torch.Generator | None = None,
 ) -> Points:  # fmt: skip
     """The same for the parameter vectors, candidates (M', 1), of a grid."""

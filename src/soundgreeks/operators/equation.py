@@ -170,8 +170,9 @@ def anchor_residual(
 ) -> Tensor:  # fmt: skip
     """R[A] of the Black-Scholes anchor, the shape that the arguments broadcast to."""
     nothing = Jet(torch.zeros((), dtype=x.dtype, device=x.device), pairs=model.pairs)
-    at = full_coordinates(x, state, tau, model)
-    return residual(anchor(nothing, At(*at, p, model, claim)), state, p, model)
+    at, states, time = full_coordinates(x, state, tau, model)
+    u = anchor(nothing, At(at, states, time, p, model, claim))
+    return residual(u, state, p, model)
 
 
 def physics_loss(r: Tensor, lambda_max: float = 0.1) -> Tensor:

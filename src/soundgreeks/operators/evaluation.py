@@ -5,6 +5,7 @@ drawn afresh from a seed given at run time.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class EvaluationSet:
     x: Tensor
     state: Tensor | tuple[Tensor, ...]
     tau: Tensor
-    p: tuple
+    p: Any  # the model's parameters
     price: Tensor
     delta: Tensor
     gamma: Tensor
@@ -112,8 +113,8 @@ def _truth(model: Model, x, state, tau, p, seed: int) -> tuple[Tensor, Tensor, T
     if model is heston.MODEL:
         return *heston.price_delta_gamma(x, state, tau, p), torch.zeros_like(x + tau)
     if model.closed_form:
-        found = model.greeks(x, as_states(state), tau, p)
-        return found.price, found.delta, found.gamma, torch.zeros_like(found.price)
+        exact = model.greeks(x, as_states(state), tau, p)
+        return exact.price, exact.delta, exact.gamma, torch.zeros_like(exact.price)
     generator = torch.Generator(x.device).manual_seed(seed + 2)
     found = paths.conditional_call(model, x, state, tau, p, generator=generator, **SIMULATION)
     return found.price, found.delta, found.gamma, found.price_error
@@ -195,7 +196,7 @@ def errors(operator, data: EvaluationSet) -> dict[str, dict[str, float]]:
     for name, region in data.regions().items():
         if name == "all":
             region = _first(data)
-        row = {"points": int(region.sum())}
+        row: dict[str, float] = {"points": int(region.sum())}
         for greek, ours in (("price", price), ("delta", delta), ("gamma", gamma)):
             error = (ours - getattr(data, greek))[region]
             row[f"{greek} rmse"] = error.square().mean().sqrt().item()

@@ -5,6 +5,7 @@ They know no model: numbers in, numbers out, on values and on jets.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ class MLP(nn.Module):
             activation in jets.ACTIVATIONS, "activation", activation, f"in {set(jets.ACTIVATIONS)}"
         )
         sizes = [n_in] + [width] * hidden + [n_out]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.layers: Any = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.activation, self.residual = activation, residual
 
     def forward(self, h: Tensor) -> Tensor:
@@ -80,6 +81,9 @@ class MLP(nn.Module):
 
 class Rescale(nn.Module):
     """The linear map of [low, high] to [-1, 1], for values and for stacked channels."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, ranges: Sequence[tuple[float, float]]):
         super().__init__()

@@ -239,7 +239,8 @@ class Operator(nn.Module):
 
     def at(self, coordinates, p) -> ansatz.At:
         """Where to evaluate: jets (x, state, tau) and parameters."""
-        return ansatz.At(*coordinates, p, self.model, self.claim)
+        x, state, tau = coordinates
+        return ansatz.At(x, state, tau, p, self.model, self.claim)
 
     def correction(self, at: ansatz.At, embedded: Tensor | None = None) -> Jet:
         """The network's output N as a jet; `embedded` is the branch's, if known from before."""
@@ -364,7 +365,7 @@ class Operator(nn.Module):
 
     def _pieces(self, function, channels: int, points, p, shape) -> list[tuple[Tensor, ...]]:
         chunk = self.chunk or _CHUNK.get(points[0].device.type, _LARGE_CHUNK)
-        if self._is_grid(points, p):
+        if isinstance(self.network, DeepONet) and _is_grid(points, p):
             points = torch.broadcast_tensors(*points)
             embedded = self.network.embed(p.stack())
             step, count = max(1, 8 * chunk // len(embedded)), len(points[0])
@@ -385,14 +386,10 @@ class Operator(nn.Module):
             pieces.append(function(x, tuple(state), tau, q, embedded))
         return pieces
 
-    def _is_grid(self, points, p) -> bool:
-        shape = p.shape
-        return (
-            isinstance(self.network, DeepONet)
-            and len(shape) == 2
-            and shape[1] == 1
-            and max(v.ndim for v in points) == 1
-        )
+
+def _is_grid(points, p) -> bool:
+    """Whether M parameter vectors, (M, 1), meet a line of points."""
+    return len(p.shape) == 2 and p.shape[1] == 1 and max(v.ndim for v in points) == 1
 
 
 def _flat(values, shape) -> list[Tensor]:

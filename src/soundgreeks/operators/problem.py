@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from ..models.claims import Claim
 from ..training import Phase, train
 from . import collocation, equation
 from .collocation import Points
+from .networks import DeepONet
 from .operator import Config, Operator
 
 _EDGES = ("boundary", "more boundary")
@@ -50,7 +52,9 @@ class PricingProblem:
         self.rank, self.world = rank, world
         self.sets: dict[str, Points] = {}
         c, generator = self.config, self._generator(0)
-        self._domain = dict(model=self.model, domain=c.domain, edge_share=c.edge_share)
+        self._domain: dict[str, Any] = dict(
+            model=self.model, domain=c.domain, edge_share=c.edge_share
+        )
         self.sets["physics"] = self._interior(generator)
         if c.atm:
             self.sets["atm"] = collocation.draw_at_the_money(
@@ -164,9 +168,10 @@ class PricingProblem:
 
     def residual(self, points: Points, fixed: Tensor | None = None) -> Tensor:
         """Eq. 5 at every point, (P,) or (M, P): bilinear where the ansatz allows, else by jets."""
-        if self._linear(points):
+        network = self.operator.network
+        if isinstance(network, DeepONet) and self._linear(points):
             return equation.bilinear_residual(
-                self.operator.network, points.x, points.state, points.tau, points.p,
+                network, points.x, points.state, points.tau, points.p,
                 model=self.model, claim=self.claim, fixed=fixed,
             )  # fmt: skip
         return self._by_jets(points.x, points.state, points.tau, points.p)

@@ -7,9 +7,7 @@ import hashlib
 import json
 import math
 import os
-import platform
 import warnings
-from importlib import metadata
 from pathlib import Path
 
 import safetensors
@@ -18,6 +16,7 @@ from safetensors.torch import load as parse
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
+from .._environment import environment
 from .._validate import require
 from ..arithmetic.intervals.networks import ACTIVATIONS, layers_of
 from ..operators import Config, Operator, networks
@@ -27,7 +26,6 @@ SHIPPED = Path(__file__).parent
 _FORMAT = "soundgreeks/2"
 _FIRST = "soundgreeks/1"  # the checksum covered the tensors alone; configurations knew only Heston
 _IDENTITY = ("format", "kind", "config", "activation", "networks")  # what a network is
-_PACKAGES = ("soundgreeks", "torch", "numpy", "safetensors", "pytorch-optimizer")
 
 
 class WeightsError(ValueError):
@@ -37,23 +35,6 @@ class WeightsError(ValueError):
 def available() -> list[str]:
     """Names of the networks shipped with the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
-
-
-def environment() -> dict:
-    """Versions and machine, for a provenance."""
-
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
-    return {
-        "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
-        "threads": torch.get_num_threads(),
-        "processor": platform.machine(),
-    }
 
 
 def write(path: Path | str, tensors: dict[str, Tensor], provenance: dict) -> None:
