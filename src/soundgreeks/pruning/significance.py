@@ -34,11 +34,9 @@ def example() -> tuple[nn.Sequential, Interval]:
         [[0.4286991, 1.3663363]],
     ]
     biases = [[0.1619501, 0.2783826], [0.0936984, 0.2989645], [0.2184]]
-    weights, biases = (
-        [torch.tensor(t, dtype=torch.float64) for t in ts] for ts in (weights, biases)
-    )
+    w, b = ([torch.tensor(t, dtype=torch.float64) for t in ts] for ts in (weights, biases))
     ten = torch.full((2,), 10.0, dtype=torch.float64)
-    return _sequential(weights, biases, nn.ReLU), Interval(ten / 10, ten)
+    return _sequential(w, b, nn.ReLU), Interval(ten / 10, ten)
 
 
 # Sub-boxes
@@ -105,7 +103,7 @@ def of_nodes(network: nn.Sequential, box: Interval, splits: int = 1) -> list[Ten
 
     With several outputs the largest slopes to each are added up.
     """
-    extremes = None
+    extremes: list[tuple[Tensor, ...]] = []
     cells = cells_of(network, box, splits)
     chunk = CHUNK if cells.device.type == "cpu" else CHUNK_GPU
     for i in range(0, len(cells), chunk):
@@ -196,9 +194,10 @@ def _tail(linear, activation, layer, n):
 
 
 def _sequential(weights: list[Tensor], biases: list[Tensor], activation) -> nn.Sequential:
-    modules = []
+    modules: list[nn.Module] = []
     for weight, bias in zip(weights, biases, strict=True):
-        layer = nn.Linear(*weight.shape[::-1], device=weight.device, dtype=weight.dtype)
+        outputs, inputs = weight.shape
+        layer = nn.Linear(inputs, outputs, device=weight.device, dtype=weight.dtype)
         layer.weight.data, layer.bias.data = weight.clone(), bias.clone()
         modules += [layer, activation()]
     return nn.Sequential(*modules[:-1])

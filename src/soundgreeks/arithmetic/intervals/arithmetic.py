@@ -43,7 +43,7 @@ class Interval:
     """
 
     __slots__ = ("hi", "lo")
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, lo, hi=None):
         point = hi is None or hi is lo
@@ -107,7 +107,7 @@ class Interval:
         """Where this interval lies inside `other`; the empty set always does. Boolean."""
         return (other.lo <= self.lo) & (self.hi <= other.hi) | self.is_empty
 
-    def __eq__(self, other) -> Tensor:
+    def __eq__(self, other) -> Tensor:  # type: ignore[override]
         """Where two intervals are the same set of numbers: equal bounds, or both empty. Boolean.
 
         Tensors and numbers are points, float32 is widened, shapes broadcast.
@@ -117,7 +117,7 @@ class Interval:
         (a, b), _ = _operands(self, other)
         return (a.lo == b.lo) & (a.hi == b.hi) | a.is_empty & b.is_empty
 
-    def __ne__(self, other) -> Tensor:
+    def __ne__(self, other) -> Tensor:  # type: ignore[override]
         equal = self.__eq__(other)
         return equal if equal is NotImplemented else ~equal
 
@@ -318,9 +318,9 @@ def _corners(op, a: Interval, b: Interval) -> Interval:
         lo, hi = torch.minimum(lo, c), torch.maximum(hi, c)
     if bool(lo.isnan().any()):  # 0 * inf, 0 / 0 and inf / inf: zero is in the closure of each
         empty = a.is_empty | b.is_empty
-        corners = torch.stack([c.nan_to_num(0.0, INF, -INF) for c in corners])
-        lo = corners.amin(0).masked_fill(empty, math.nan)
-        hi = corners.amax(0).masked_fill(empty, math.nan)
+        every = torch.stack([c.nan_to_num(0.0, INF, -INF) for c in corners])
+        lo = every.amin(0).masked_fill(empty, math.nan)
+        hi = every.amax(0).masked_fill(empty, math.nan)
     below, above = down(lo), up(hi)
     if bool(((lo == 0) | (hi == 0)).any()):  # a zero is exact unless its sign was lost to underflow
         negative = (a.lo < 0) & (b.hi > 0) | (a.hi > 0) & (b.lo < 0)

@@ -39,7 +39,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _PLAIN = {"approximate": "none", "beta": 1, "threshold": 20}  # of GELU and Softplus
 
 
-def layers_of(network: nn.Sequential) -> tuple[list[nn.Linear], type[nn.Module]]:
+def layers_of(network: nn.Module) -> tuple[list, type[nn.Module]]:
     """The linear layers of a multilayer perceptron and the type of the activation between them.
 
     What a module computes must be known exactly. Subclasses, a `forward` of an instance's own,
