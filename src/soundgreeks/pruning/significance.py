@@ -112,14 +112,10 @@ def of_nodes(network: nn.Sequential, box: Interval, splits: int = 1) -> list[Ten
             (n.lo.amin(0), n.hi.amax(0), n_bar.mag.sum(-2).amax(0))
             for n, n_bar in zip(t.n[1:], t.n_bar[1:], strict=True)
         ]
-        extremes = (
-            new
-            if i == 0
-            else [
-                (torch.minimum(a, lo), torch.maximum(b, hi), torch.maximum(c, slope))
-                for (a, b, c), (lo, hi, slope) in zip(extremes, new, strict=True)
-            ]
-        )
+        extremes = [
+            (torch.minimum(a, lo), torch.maximum(b, hi), torch.maximum(c, slope))
+            for (a, b, c), (lo, hi, slope) in zip(extremes or new, new, strict=True)
+        ]
     return [(hi - lo) * slope for lo, hi, slope in extremes]
 
 
