@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from soundgreeks import collocation, heston, weights
-from soundgreeks.models.heston import Greeks
+from soundgreeks.models.model import Greeks
 
 SIZES = (1, 1_000, 1_000_000)
 _FEW = 2_000
@@ -56,8 +56,9 @@ def main() -> None:
     generator = torch.Generator()
     seed = generator.seed() if arguments.seed is None else arguments.seed
     generator.manual_seed(seed % 2**31)
-    points = collocation.draw(max(SIZES), x_map="uniform", tau=(0.005, 1.0), generator=generator)
-    grid = collocation.draw((1000, 1000), x_map="uniform", tau=(0.005, 1.0), generator=generator)
+    domain = heston.TABLE_I | {"tau": (0.005, 1.0)}
+    points = collocation.draw(max(SIZES), x_map="uniform", domain=domain, generator=generator)
+    grid = collocation.draw((1000, 1000), x_map="uniform", domain=domain, generator=generator)
     truth = heston.call(*(v[:1000] for v in (points.x, points.nu, points.tau)), points.p[:1000])
 
     rows = []

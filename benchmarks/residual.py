@@ -36,7 +36,7 @@ os.environ.setdefault("DDE_BACKEND", "pytorch")
 
 import torch
 
-from soundgreeks import collocation, equation, heston
+from soundgreeks import Jet, collocation, equation, heston
 from soundgreeks.operators import Config, Operator
 
 METHODS = (
@@ -44,13 +44,14 @@ METHODS = (
     "deepxde printed", "deepxde anchor", "deepxde anchor fresh",
 )  # fmt: skip
 SIZES = (4096, 16_384, 262_144, 1_048_576)
+DOMAIN = heston.TABLE_I | {"tau": (0.01, 1.0)}
 
 
 def points_for(n: int, aligned: bool):
     side = round(n**0.5)
     generator = torch.Generator().manual_seed(0)
     size = n if aligned else (side, side)
-    return collocation.draw(size, tau=(0.01, 1.0), generator=generator).to(dtype=torch.float32)
+    return collocation.draw(size, domain=DOMAIN, generator=generator).to(dtype=torch.float32)
 
 
 def operator_for(ansatz: str) -> Operator:
@@ -94,8 +95,8 @@ def nested_step(n: int):
 
         u = operator.value(x, nu, tau, q.p)
         ux, unu = d(u, x), d(u, nu)
-        jet = SimpleNamespace(
-            value=u, x=ux, nu=unu, tau=d(u, tau), xx=d(ux, x), xnu=d(ux, nu), nunu=d(unu, nu)
+        jet = Jet(
+            u, x=ux, nu=unu, tau=d(u, tau), xx=d(ux, x), xnu=d(ux, nu), nunu=d(unu, nu)
         )
         return mean_square(equation.residual(jet, nu, q.p)) * (len(nu) / n)
 
@@ -143,7 +144,7 @@ def deepxde_step(n: int, ansatz: str, fresh: bool = False):
         orders = dict(
             x=(1, 0, 0), nu=(0, 1, 0), tau=(0, 0, 1), xx=(2, 0, 0), xnu=(1, 1, 0), nunu=(0, 2, 0)
         )
-        jet = SimpleNamespace(value=u, **{k: grad.compute(v) for k, v in orders.items()})
+        jet = Jet(u, **{k: grad.compute(v) for k, v in orders.items()})
         return equation.residual(jet, q.nu, p) + fixed
 
     data = PDEOperatorCartesianProd.__new__(PDEOperatorCartesianProd)  # our points, not its own

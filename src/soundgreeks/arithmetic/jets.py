@@ -49,7 +49,7 @@ class Jet:
 
     >>> x = Jet(torch.tensor(3.0), x=1)
     >>> (x * x).x, (x * x).xx
-    (tensor(6.), tensor(2))
+    (tensor(6.), 2)
 
     Parameters
     ----------
@@ -151,6 +151,7 @@ def coordinates(x: Tensor, nu: Tensor, tau: Tensor) -> tuple[Jet, Jet, Jet]:
 
 
 def exp(a):
+    """e^a."""
     if not isinstance(a, Jet):
         return torch.exp(a)
     f = torch.exp(a.value)
@@ -158,6 +159,7 @@ def exp(a):
 
 
 def expm1(a):
+    """e^a - 1, exact for small a."""
     if not isinstance(a, Jet):
         return torch.expm1(a)
     f1 = torch.exp(a.value)
@@ -165,21 +167,24 @@ def expm1(a):
 
 
 def log(a):
+    """ln a."""
     if not isinstance(a, Jet):
         return torch.log(a)
-    f1 = 1 / a.value
+    f1 = torch.reciprocal(a.value)
     return a.chain(torch.log(a.value), f1, -f1 * f1)
 
 
 def sqrt(a):
+    """The square root of a."""
     if not isinstance(a, Jet):
         return torch.sqrt(a)
     f = torch.sqrt(a.value)
-    f1 = 0.5 / f
+    f1 = 0.5 * torch.reciprocal(f)
     return a.chain(f, f1, -0.5 * f1 / a.value)
 
 
 def tanh(a):
+    """tanh a."""
     if not isinstance(a, Jet):
         return torch.tanh(a)
     f = torch.tanh(a.value)
@@ -188,6 +193,7 @@ def tanh(a):
 
 
 def sigmoid(a):
+    """1/(1 + e^{-a})."""
     if not isinstance(a, Jet):
         return torch.sigmoid(a)
     f = torch.sigmoid(a.value)
@@ -196,6 +202,7 @@ def sigmoid(a):
 
 
 def softplus(a):
+    """ln(1 + e^a)."""
     if not isinstance(a, Jet):
         return torch.nn.functional.softplus(a)
     f1 = torch.sigmoid(a.value)

@@ -73,7 +73,8 @@ class MLP(nn.Module):
 
     def hidden_jet(self, h: Stack) -> Stack:
         """Stacked channels of the last hidden layer, (channels, ..., width)."""
-        for i, layer in enumerate(self.layers[:-1]):
+        *hidden, _ = self.layers
+        for i, layer in enumerate(hidden):
             residual = self.residual and i > 0
             h = jets.layer(h, layer.weight, layer.bias, self.activation, residual)
         return h

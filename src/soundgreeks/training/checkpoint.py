@@ -48,6 +48,7 @@ def read(path: Path, device: torch.device) -> dict:
 
 
 def unusable(path: Path, why: str) -> ValueError:
+    """The error that names the file and what to do about it."""
     return ValueError(f"checkpoint {path} is {why}: delete it to train anew, or put back a copy")
 
 

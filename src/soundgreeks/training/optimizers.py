@@ -71,6 +71,7 @@ def descend(optimizer: torch.optim.Optimizer, phase: Phase, step: int, problem: 
 
 
 def trainable(weights: dict[str, Tensor]) -> list[Tensor]:
+    """Those that are not frozen."""
     return [w for w in weights.values() if w.requires_grad]
 
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 
 def distributed() -> bool:
+    """Whether this process is one of several that train together."""
     return dist.is_available() and dist.is_initialized()
 
 

@@ -260,6 +260,7 @@ class Interval:
 
 
 def interval(x) -> Interval:
+    """x as an interval; numbers and tensors are points."""
     return x if isinstance(x, Interval) else Interval(x)
 
 
