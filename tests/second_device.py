@@ -206,11 +206,14 @@ def plain(data):
 def second_device():
     """The device ``far`` while the block runs, and the work done on it and on the CPU."""
     torch.Generator = Generator
+    # an inference tensor has no version counter, which a tensor that wraps another must set
+    inference, torch.inference_mode = torch.inference_mode, torch.no_grad
     try:
         with Make(), Place() as mode:
             yield torch.device("far", 0), mode.work
     finally:
         torch.Generator = CPU_GENERATOR
+        torch.inference_mode = inference
 
 
 def run_chapter(path: Path) -> dict:

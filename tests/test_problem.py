@@ -1,5 +1,6 @@
 """The loss of section III.C: its sets, its weights, its residuals as vectors."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -117,3 +118,20 @@ def test_where_the_loss_is_not_finite():
 def test_another_models_configuration_is_refused():
     with pytest.raises(ValueError, match="config must be heston, got garch"):
         PricingProblem(Operator(SMOKE), replace(SMOKE, model="garch", domain=None))
+
+
+def test_a_training_step_validates_nothing():
+    """Checks stand at the door: between the points and the gradient there is none."""
+    problem, seen = problem_for(network="similarity", ansatz="implied_scaled"), []
+
+    def watch(frame, event, _):
+        if event == "call" and frame.f_code.co_name in ("require", "floating", "checked"):
+            seen.append(frame.f_back.f_code.co_name)
+
+    sys.setprofile(watch)
+    try:
+        for part in problem.parts():
+            sum(part.values()).backward()
+    finally:
+        sys.setprofile(None)
+    assert seen == []

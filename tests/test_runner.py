@@ -464,7 +464,7 @@ def test_training_and_evaluation_need_the_library_alone(tmp_path):
     [
         ("evaluate sound --device meta", "device must be 'auto' or one of 'cpu'"),
         ("evaluate sound --device float16", "got 'float16'"),
-        ("evaluate sound --points 0", "points must be at least 1, got 0"),
+        ("evaluate sound --points 0", "points must be at least 100, got 0"),
         ("evaluate sound --seed -1", "seed must be an integer in [0, 2**31), got -1"),
         ("evaluate pruned", "must hold an operator"),
         ("train smoke --out run --device cuda:99", "device must be"),

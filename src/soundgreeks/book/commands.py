@@ -33,7 +33,7 @@ def add_commands(subparsers) -> None:
     parser.add_argument("weights", help=f"one of {', '.join(operators())} or a file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--points", type=int, default=20_000)
+    parser.add_argument("--points", type=int, help="how many; 20,000 where there is a formula")
     parser.set_defaults(run=evaluate)
 
 
@@ -133,7 +133,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """
     device = select_device(arguments.device)
     require_seed("seed", arguments.seed)
-    require(arguments.points >= 1, "points", arguments.points, "at least 1")
+    fewest = arguments.points is None or arguments.points >= 100
+    require(fewest, "points", arguments.points, "at least 100")
     operator = weights.load(arguments.weights).to(device)
     table = evaluation.evaluate(operator, arguments.seed, arguments.points)
     print(evaluation.format_table(table))
