@@ -189,9 +189,9 @@ class Make(TorchFunctionMode):
         dtype = kwargs.get("dtype", None if like is None else like.dtype)
         if isinstance(data, torch.Tensor):  # as_tensor leaves it where it is
             return data.to(device=device or data.device, dtype=dtype or data.dtype)
-        there = is_far(device) or (device is None and isinstance(like, Far))
-        made = torch.tensor(plain(data), dtype=dtype, device=None if there else device)
-        made = made.to("far") if there else made
+        device = device or (torch.get_default_device() if like is None else like.device)
+        made = torch.tensor(plain(data), dtype=dtype, device="cpu" if is_far(device) else device)
+        made = made.to(device)
         return made.requires_grad_() if kwargs.get("requires_grad") else made
 
 

@@ -9,6 +9,7 @@ import two_factor
 
 from soundgreeks import claims, equation, garch, heston
 from soundgreeks.operators import PRESETS, Operator, PricingProblem
+from soundgreeks.operators.problem import claim_folder
 from soundgreeks.training import Phase, train
 
 SMOKE = replace(PRESETS["smoke"], dtype="float64")
@@ -118,6 +119,21 @@ def test_where_the_loss_is_not_finite():
 def test_another_models_configuration_is_refused():
     with pytest.raises(ValueError, match="config must be heston, got garch"):
         PricingProblem(Operator(SMOKE), replace(SMOKE, model="garch", domain=None))
+
+
+def test_one_process_of_many_writes_the_folders_record(tmp_path):
+    record = tmp_path / "config.json"
+    claim_folder(tmp_path, SMOKE, write=False)
+    assert not record.exists()
+    claim_folder(tmp_path, SMOKE, write=True)
+    written = record.stat().st_mtime_ns
+    claim_folder(tmp_path, SMOKE, write=True)
+    assert record.stat().st_mtime_ns == written and list(tmp_path.iterdir()) == [record]
+    with pytest.raises(ValueError, match="directory must be new or hold a run of 'smoke'"):
+        claim_folder(tmp_path, replace(SMOKE, seed=3), write=True)
+    record.write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is no configuration"):
+        claim_folder(tmp_path, SMOKE, write=False)
 
 
 def test_a_training_step_validates_nothing():

@@ -92,16 +92,6 @@ def surface(axis, x, y, z, *, xlabel: str, ylabel: str, label: str, signed: bool
     axis.set(xlabel=xlabel, ylabel=ylabel)
 
 
-def agreement(axis, true, predicted, *, label: str) -> None:
-    """Scatter predicted against true values around the diagonal of exact agreement."""
-    true, predicted = _array(true), _array(predicted)
-    ends = [true.min(), true.max()]
-    axis.scatter(true, predicted, s=6, alpha=0.5, color=PREDICTED["color"], label="predicted")
-    axis.plot(ends, ends, label="exact", **TRUE)
-    axis.legend()
-    axis.set(xlabel=f"true {label}", ylabel=f"predicted {label}")
-
-
 def network_trace(axis, trace, edges, *, shade=()) -> None:
     """Draw a small network: value intervals above each node, adjoint intervals below, in blue.
 

@@ -294,13 +294,7 @@ def train_operator(
     directory.mkdir(parents=True, exist_ok=True)
     distributed = dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-    record = directory / "config.json"
-    if record.exists() and _read(record) != config:
-        raise ValueError(f"directory must be new or hold a run of {config.name!r}, got {directory}")
-    if rank == 0 and not record.exists():
-        part = record.with_name(f"config.json.{os.getpid()}")
-        part.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
-        os.replace(part, record)
+    claim_folder(directory, config, write=rank == 0)
     operator = Operator(config).to(device)
     problem = PricingProblem(operator, rank=rank, world=world)
     summary = train(
@@ -310,8 +304,25 @@ def train_operator(
     return operator, summary
 
 
-def _read(record: Path) -> Config:
-    try:
-        return Config.from_dict(json.loads(record.read_text()))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{record} is no configuration: {error}") from error
+def claim_folder(directory: Path, config: Config, *, write: bool) -> None:
+    """Make a run's folder its own: `config.json` says whose it is. One process in many writes.
+
+    Raises
+    ------
+    ValueError
+        It holds another configuration's run, or a damaged record of one.
+    """
+    record = directory / "config.json"
+    if record.exists():
+        try:
+            found = Config.from_dict(json.loads(record.read_text()))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{record} is no configuration: {error}") from error
+        if found != config:
+            raise ValueError(
+                f"directory must be new or hold a run of {config.name!r}, got {directory}"
+            )
+    elif write:
+        part = record.with_name(f"config.json.{os.getpid()}")
+        part.write_text(json.dumps(config.to_dict(), indent=1) + "\n")
+        os.replace(part, record)
