@@ -1,9 +1,9 @@
 r"""Pricing operators: a configuration, the network it describes, prices and Greeks.
 
 The configuration is all there is to know about a training run; presets name the ones the book
-uses. `paper` is DeepSVM's section III.C to the letter, but for what the paper leaves open. It states
-neither the width nor the length p of the embeddings, 128 both is our choice, and <b, t> is scaled
-by 1/sqrt(p), of which it says nothing.
+uses. `paper` is DeepSVM's section III.C to the letter, but for what the paper leaves open. It
+states neither the width nor the length p of the embeddings, 128 both is our choice, and <b, t> is
+scaled by 1/sqrt(p), of which it says nothing.
 """
 
 import math
