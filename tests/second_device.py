@@ -35,6 +35,10 @@ _setup_privateuseone_for_python_backend("far")  # before any backward pass count
 aten = torch.ops.aten
 COPIES = {aten._to_copy.default, aten.copy_.default}
 INDEXED = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+EAGER = {  # flags of a tensor that the outside would not know of
+    aten._conj.default: aten.conj_physical.default,
+    aten._neg_view.default: aten.neg.default,
+}
 CPU_GENERATOR = torch.Generator
 MAKERS = {torch.tensor, torch.as_tensor, torch.Tensor.new_tensor}
 
@@ -148,7 +152,7 @@ def compute(func, args, kwargs, where: str):
     inner, settings = swap((args, kwargs), Far, lambda x: x.inner)
     if settings.get("device") is not None:
         settings["device"] = "cpu"
-    out = func(*inner, **settings)
+    out = EAGER.get(func, func)(*inner, **settings)
     if torch.Tag.inplace_view in func.tags and isinstance(args[0], Far):
         with no_dispatch():  # squeeze_ and its like change the shape outside as well
             func(*args, **kwargs)

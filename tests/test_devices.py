@@ -117,6 +117,11 @@ def test_the_device_does_what_a_gpu_does(there):
     adam.step()
     assert twin(x.double()).item() < before == pytest.approx(network(x).item(), abs=1e-6)
     assert network.cpu()[0].weight.device.type == "cpu"
+    z = torch.complex(x, x + 1).detach().requires_grad_()
+    (torch.exp(-z * x) / z.conj()).imag.sum().backward()
+    twin = z.detach().cpu().requires_grad_()
+    (torch.exp(-twin * x.cpu()) / twin.conj()).imag.sum().backward()
+    assert torch.equal(z.grad.cpu(), twin.grad)
     work.clear()
     x[1:].exp(), torch.ones(4, 5).sum()
     assert work == {"far": 2, "cpu": 40}  # ones and their sum; the view is no work
