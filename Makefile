@@ -17,7 +17,7 @@ BOOK ?= book
 PAGES := build/$(BOOK)
 CHAPTERS = $(BIN)/soundgreeks list | cut -d' ' -f1 | xargs -P $(JOBS) -n 1 $(BIN)/soundgreeks run
 
-.PHONY: help book test lint unit notebooks chapters gpu bench browser clean
+.PHONY: help book test lint unit notebooks chapters gpu bench mutants browser clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -50,6 +50,9 @@ gpu: $(STAMP)  ## the tests that need a GPU, and every chapter on it
 
 bench: $(STAMP)  ## the speed comparisons, side by side
 	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
+
+mutants: $(STAMP)  ## plant faults in a copy of the core, one at a time: the tests must catch each
+	@$(BIN)/python tests/mutants -j $(JOBS) $(addprefix --only ,$(ONLY))
 
 browser: $(STAMP)  ## click through the rendered pages with the network blocked (needs chromium)
 	$(BIN)/python -m pip install -q "playwright>=1.50,<2"
