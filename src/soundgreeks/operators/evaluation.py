@@ -69,12 +69,14 @@ def _small(ends: tuple[float, float]) -> float:
 
 
 def draw(
-    seed: int, n: int = 20_000, model: Model = heston.MODEL, domain: Domain | None = None
-) -> EvaluationSet:
+    seed: int, n: int = 20_000, model: Model = heston.MODEL, domain: Domain | None = None, *,
+    device: torch.device | str = "cpu",
+) -> EvaluationSet:  # fmt: skip
     """`n` points: 60 % uniform over the domain and tau from 0.005, a tenth in each region more.
 
     Every region is thus populated; the statistics of "all" use the first 60 %. For Heston the
-    domain is Table I. A model without a formula is simulated (`paths.conditional_call`).
+    domain is Table I. A model without a formula is simulated (`paths.conditional_call`). The
+    points are the same on every `device`, where the truth is computed.
 
     Raises
     ------
@@ -104,7 +106,9 @@ def draw(
     near = parameters_near_edge(p[edge], 1.0, model, domain, generator=generator)
     for mine, new in zip(p, near, strict=True):
         mine[edge] = new
-    given = state[0] if states == 1 else state
+    x, tau, *there = (v.to(device) for v in (x, tau, *state))
+    p = p.map(lambda v: v.to(device))
+    given = there[0] if states == 1 else tuple(there)
     return EvaluationSet(model, domain, x, given, tau, p, *_truth(model, x, given, tau, p, seed))
 
 
@@ -168,6 +172,9 @@ def curves(
     state = [domain.scale(s, v) for s, v in zip(model.states, u, strict=False)]
     tau = TAU_LOW + (domain["tau"][1] - TAU_LOW) * u[-1]
     p = model.sample(n, domain, generator=generator)[:, None]
+    device = getattr(operator, "device", "cpu")
+    x, tau, *state = (v.to(device) for v in (x, tau, *state))
+    p = p.map(lambda v: v.to(device))
     given = state[0] if len(state) == 1 else tuple(state)
     if model.closed_form:
         _, true_delta, true_gamma, _ = _truth(model, x, given, tau, p, seed)
@@ -219,7 +226,8 @@ def _first(data: EvaluationSet) -> Tensor:
 def sensitivities(operator, data: EvaluationSet, n: int = 1000) -> dict[str, float]:
     """RMSE of d price/d parameter, by parameter, each times the width of the parameter's range.
 
-    On the first `n` points, by reverse-mode AD of the operator's price and of the formula.
+    On the first `n` points, by reverse-mode AD of the operator's price and of the formula; the
+    latter on the CPU, where its complex integrals differentiate in double precision at no loss.
 
     Raises
     ------
@@ -228,12 +236,11 @@ def sensitivities(operator, data: EvaluationSet, n: int = 1000) -> dict[str, flo
     """
     model, part = data.model, slice(0, n)
     require(model.closed_form, "model", model.name, "one with a formula")
-    x, tau = data.x[part], data.tau[part]
-    state = tuple(v[part] for v in as_states(data.state))
-    state = state[0] if len(state) == 1 else state
+    x, tau, *states = (v[part].cpu() for v in (data.x, data.tau, *as_states(data.state)))
+    state = states[0] if len(states) == 1 else tuple(states)
 
     def slopes(price):
-        p = data.p[part].map(lambda v: v.clone().requires_grad_())
+        p = data.p[part].map(lambda v: v.cpu().clone().requires_grad_())
         with torch.enable_grad():
             return torch.autograd.grad(price(x, state, tau, p).sum(), tuple(p))
 
@@ -263,7 +270,8 @@ def evaluate(operator, seed: int, n: int | None = None) -> dict[str, dict[str, f
     """
     model = getattr(operator, "model", heston.MODEL)
     exact = model.closed_form
-    data = draw(seed, n or (20_000 if exact else 1_000), model)
+    device = getattr(operator, "device", "cpu")
+    data = draw(seed, n or (20_000 if exact else 1_000), model, device=device)
     table = errors(operator, data)
     shape = curves(operator, seed, 200 if exact else 10, 240 if exact else 120, model)
     table["curves"] = shape.statistics()
