@@ -67,10 +67,16 @@ def test_arguments_on_two_devices_are_one_clear_error(device):
 
 
 def test_evaluation_judges_an_operator_there(device):
-    here, there = weights.load("sound"), weights.load("sound").to(device)
-    a, b = (evaluation.evaluate(o, 1, 200) for o in (there, here))
-    for row, values in b.items():
-        assert a[row] == pytest.approx(values, rel=1e-6, abs=1e-9), row
+    """Of data on either device; the truth is computed where the data are to lie."""
+    here = weights.load("sound")
+    there = weights.load("sound").to(device)
+    data = evaluation.draw(1, 200)
+    expected, shape = evaluation.errors(here, data), evaluation.curves(here, 1, 5).statistics()
+    for place in ("cpu", device):
+        found = evaluation.errors(there, evaluation.draw(1, 200, device=place))
+        for row, values in expected.items():
+            assert found[row] == pytest.approx(values, rel=1e-6, abs=1e-9), row
+    assert evaluation.curves(there, 1, 5).statistics() == pytest.approx(shape, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("ansatz", ["printed", "anchor", "implied"])
