@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from soundgreeks import evaluation, heston
+from soundgreeks import black_scholes, evaluation, heston
 from soundgreeks.models.heston import Greeks
 
 F64 = torch.float64
@@ -50,6 +50,39 @@ def test_errors_are_measured():
     shape = evaluation.curves(Truth(wave=0.02), seed=4, n=20).statistics()
     assert shape["worst negative Gamma"] < -0.05 and shape["negative Gammas"] > 0.1
     assert shape["variation of Delta"] > 0.1
+
+
+def test_no_point_is_left_out():
+    """One point that is off by a hundredth: its error is the worst, its share is in the mean."""
+    data = evaluation.draw(seed=4, n=200)
+
+    class Off(Truth):
+        def greeks(self, x, nu, tau, p):
+            found = super().greeks(x, nu, tau, p)
+            for field in found[:3]:
+                field[7] += 0.01
+            return found
+
+    row = evaluation.errors(Off(), data)["all"]
+    assert row["points"] == 120
+    for greek in ("price", "delta", "gamma"):
+        assert row[f"{greek} worst"] == pytest.approx(0.01)
+        assert row[f"{greek} rmse"] == pytest.approx(0.01 / 120**0.5)
+
+
+def test_a_basis_point_is_one():
+    data = evaluation.draw(seed=4, n=200)
+    k, growth = data.x + data.p.r * data.tau, torch.exp(data.p.r * data.tau)
+    w = black_scholes.implied_variance(data.price * growth, k)
+
+    class Wide(Truth):
+        def greeks(self, x, nu, tau, p):
+            price = black_scholes.call(k, ((w / tau).sqrt() + 1e-4).nan_to_num(1.0) ** 2 * tau)
+            return super().greeks(x, nu, tau, p)._replace(price=price / growth)
+
+    for row in evaluation.errors(Wide(), data).values():
+        assert row["vol rmse bp"] == pytest.approx(1.0, rel=1e-3)
+        assert row["vol worst bp"] == pytest.approx(1.0, rel=1e-2)
 
 
 def test_sets_are_fresh_by_seed_and_cover_every_region():

@@ -221,6 +221,20 @@ def test_gradient_in_every_argument():
     assert torch.autograd.gradcheck(price, arguments, atol=1e-7)
 
 
+def test_delta_and_gamma_are_the_derivatives_by_the_spot():
+    """Away from the money too, where e^-x and e^-2x are no longer one."""
+    x, nu, tau, p = draw(60, seed=2, tau_min=0.3)
+    spot = x.exp().requires_grad_()
+    (delta,) = torch.autograd.grad(
+        heston.call(spot.log(), nu, tau, p).sum(), spot, create_graph=True
+    )
+    (gamma,) = torch.autograd.grad(delta.sum(), spot)
+    found = heston.greeks(x, nu, tau, p)
+    torch.testing.assert_close(found.delta, delta.detach(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.gamma, gamma, rtol=0, atol=1e-9)
+    assert gamma[x.abs() > 0.3].max() > 0.1  # the comparison means something
+
+
 def test_shortcuts_agree():
     x, nu, tau, p = draw(300)
     g = heston.greeks(x, nu, tau, p)

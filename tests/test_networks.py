@@ -51,6 +51,17 @@ def test_inputs_are_rescaled_to_the_unit_interval():
     torch.testing.assert_close(ends, torch.tensor([[-1.0], [1.0]], dtype=F64), atol=1e-6, rtol=0)
 
 
+def test_each_input_has_a_range_of_its_own():
+    net = DeepONet([(0.5, 3.0), (-1.0, 0.0)], [(-2.0, 2.0), (0.0, 1.0), (0.01, 0.4)], width=4)
+    corners = torch.tensor([[-1.0], [1.0]])
+    for rescale, ranges in (
+        (net.branch_scale, [(0.5, 3.0), (-1.0, 0.0)]),
+        (net.trunk_scale, [(-2.0, 2.0), (0.0, 1.0), (0.01, 0.4)]),
+    ):
+        ends = rescale(torch.tensor(ranges).T)
+        torch.testing.assert_close(ends, corners.expand(2, len(ranges)), atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("argument", ["width", "hidden", "n_in"])
 def test_sizes_below_one_are_named(argument):
     with pytest.raises(ValueError, match=f"{argument} must be at least 1, got 0"):

@@ -144,7 +144,7 @@ def test_no_piece_is_larger_than_asked_and_the_branch_runs_once(monkeypatch):
     p = heston.sample_parameters(8)[:, None]
     found = operator.greeks(torch.linspace(-1, 1, 100, dtype=F64), 0.04, 0.5, p)
     assert found.price.shape == (8, 100) and len(branches) == 1
-    assert len(sizes) > 1 and max(sizes) <= 8 * 20
+    assert len(sizes) > 1 and max(sizes) <= 32 * 20
 
 
 def test_no_options_no_prices():
@@ -171,6 +171,17 @@ def test_outside_the_range_of_training_it_warns_where_it_was_called():
         with pytest.warns(UserWarning, match=message) as caught:
             call()
         assert caught[0].filename == __file__
+
+
+def test_each_input_is_rescaled_by_the_range_of_its_name():
+    network, domain = operator_for().network, heston.TABLE_I
+    corners = torch.tensor([[-1.0], [1.0]], dtype=F64)
+    for rescale, names in (
+        (network.trunk_scale, ("x", "nu", "tau")),
+        (network.branch_scale, heston.Parameters._fields),
+    ):
+        ends = rescale(torch.tensor([domain[name] for name in names], dtype=F64).T)
+        torch.testing.assert_close(ends, corners.expand(2, len(names)), atol=1e-5, rtol=0)
 
 
 def test_bad_input_is_named():

@@ -55,6 +55,21 @@ def test_a_path_without_noise_is_refused():
         paths.heston(0.04, 0.5, P._replace(sigma=torch.ones((), dtype=F64)), noise)
 
 
+def test_standard_errors_are_what_repetition_shows():
+    """The deviation of 400 estimates is the error that each states, to four of its own errors."""
+
+    def estimate(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return paths.conditional_call(
+            heston.MODEL, 0.0, 0.09, 0.5, P, paths=64, count=4, generator=generator
+        )
+
+    found = [torch.stack(c) for c in zip(*map(estimate, range(400)), strict=True)]
+    for values, errors in zip(found[:3], found[3:], strict=True):
+        stated = errors.square().mean().sqrt()
+        assert values.std() / stated == pytest.approx(1.0, abs=4 * (2 * 400) ** -0.5)
+
+
 def test_conditional_call_shares_paths_along_x():
     """Several moneynesses for each state give what one at a time gives."""
     p = heston.sample_parameters(3, generator=torch.Generator().manual_seed(1))
