@@ -1,10 +1,12 @@
 """What every committed chapter must satisfy, and that the pages around them agree with it."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 import tomllib
+from typing import Any
 
 import nbformat
 import pytest
@@ -44,6 +46,63 @@ def test_chapter_has_its_anatomy(path):
 def test_stored_verdicts_agree_with_the_reference(path):
     for verdict in runner.verdicts(nbformat.read(path, 4)):
         assert reference.load()[verdict["key"]].holds(verdict["value"]), verdict
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """The book's own directives."""
+    folder = str(ROOT / "book/_ext")
+    sys.path.insert(0, folder)
+    module = importlib.import_module("soundgreeks_pages")
+    sys.path.remove(folder)
+    return module
+
+
+def test_the_counts_of_the_scoreboard_add_up(pages):
+    """On the page: those of its first line, and the numbers named in its three tables."""
+    entries = reference.load().values()
+    counts = reference.counts(entries)
+    line = pages.summary(ROOT / "book")
+    total, *parts = [int(n) for n in re.findall(r"\b(\d+) (?:numbers|\()", line)]
+    assert parts == list(counts.values()) and total == sum(parts) == len(entries)
+    for evidence, count in counts.items():
+        header, *rows = pages.scoreboard(ROOT / "book", evidence)
+        assert all(len(row) == len(header) for row in rows)
+        expected = [e.what for e in entries if e.evidence == evidence]
+        assert len(expected) == count and list(dict.fromkeys(row[0] for row in rows)) == list(
+            dict.fromkeys(expected)
+        )
+    page = (ROOT / "book/scoreboard.md").read_text()
+    order = re.findall(r"^```\{scoreboard\} ?(\w*)$", page, re.MULTILINE)
+    assert order == ["", *reference.EVIDENCE]
+
+
+def test_a_paper_that_we_miss_is_shown_although_our_own_bound_holds(pages, monkeypatch):
+    fields: dict[str, Any] = dict(what="x", value=0.99, tolerance=0.0, source="s", kind="at least")
+    entries = {
+        "a": reference.Reference("a", evidence="external", paper="0.997033", **fields),
+        "b": reference.Reference("b", evidence="external", paper="0.902470", **fields),
+        "c": reference.Reference("c", evidence="external", **fields),
+        "d": reference.Reference("d", evidence="regression", **fields),
+    }
+    found = {key: [(0.992862, True, "")] for key in entries}
+    monkeypatch.setattr(reference, "load", lambda: entries)
+    monkeypatch.setattr(pages, "measured", lambda book: found)
+    header, *rows = pages.scoreboard(ROOT, "external")
+    paper, ours, agrees = (header.index(v) for v in ("the paper has", "ours is", "agrees"))
+    assert [(row[paper], row[ours], row[agrees]) for row in rows] == [
+        ("0.997033", "**worse**", "yes"),
+        ("0.902470", "better", "yes"),
+        ("–", "–", "yes"),
+    ]
+    assert "1 better, 0 same, 1 worse" in pages.summary(ROOT)
+    assert "4 numbers: 3 (75%) external, 0 (0%) independent, 1 (25%) regression" in pages.summary(
+        ROOT
+    )
+    header, *rows = pages.scoreboard(ROOT, "regression")
+    assert "the paper has" not in header and len(rows) == 1
+    found["a"] = [(0.992862, False, "")]
+    assert pages.scoreboard(ROOT, "external")[1][ours] == "–"
 
 
 def test_every_reference_number_is_checked_by_a_chapter():

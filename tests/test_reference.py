@@ -4,6 +4,7 @@ import math
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import mpmath as mp
 import nbformat
@@ -67,7 +68,9 @@ def test_an_unknown_evidence_is_one_clear_error():
 
 def made_up(**changes):
     """A number that the paper has as 0.9980 and that we hold within a bound of our own."""
-    fields = dict(key="k", what="x", value=0.9, tolerance=0.0, source="s", evidence="external")
+    fields: dict[str, Any] = dict(
+        key="k", what="x", value=0.9, tolerance=0.0, source="s", evidence="external"
+    )
     return Reference(**fields | {"kind": "at least", "paper": "0.9980"} | changes)
 
 

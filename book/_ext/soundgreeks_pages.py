@@ -7,28 +7,70 @@ from sphinx.util.docutils import SphinxDirective
 
 from soundgreeks.book import reference, runner
 
+HEADER = ["number", "reference", "the book gets", "agrees"]
+PAPER = ["the paper has", "ours is"]
 
-def scoreboard(book: Path) -> list[list[str]]:
-    """One row a reference number: what, reference, source, what the book gets, agrees, where.
 
-    Measured values come from the stored outputs of the notebooks in `book`, the rest from
-    reference.toml; the table holds nothing of its own.
-    """
-    measured: dict[str, list[str]] = {}
+def measured(book: Path) -> dict[str, list[tuple[float, bool, str]]]:
+    """For each key what the stored outputs in `book` got, whether it was judged, and a link."""
+    found: dict[str, list[tuple[float, bool, str]]] = {}
     for name, path in runner.chapters(book).items():
         link = f"[{name[:2]}](/{path.relative_to(book).as_posix()})"
         for verdict in runner.verdicts(nbformat.read(path, as_version=4)):
-            key, value = verdict["key"], verdict["value"]
+            key = verdict["key"]
             if key not in reference.load():
                 raise ValueError(f"{path.name} checks {key}, which reference.toml does not hold")
-            entry = reference.load()[key]
-            word = ["**no**", "yes"][entry.holds(value)] if verdict["judged"] else "not judged"
-            measured.setdefault(key, []).append((f"{value:.15g}", word, link))
-    rows = []
-    for key, entry in reference.load().items():
-        for got in measured.get(key, [("–", "not checked yet", "")]):
-            rows.append([entry.what, claim(entry), entry.source, *got])
+            found.setdefault(key, []).append((verdict["value"], verdict["judged"], link))
+    return found
+
+
+def scoreboard(book: Path, evidence: str) -> list[list[str]]:
+    """The header and one row a reference number with this evidence and chapter that checks it.
+
+    Measured values come from the stored outputs of the notebooks in `book`, the rest from
+    reference.toml; the table holds nothing of its own. The two columns about the paper's own number
+    are there if any of these numbers has one.
+    """
+    entries = [e for e in reference.load().values() if e.evidence == evidence]
+    papers = any(entry.paper for entry in entries)
+    found = measured(book)
+    rows = [[*HEADER, *PAPER * papers, "source", "chapter"]]
+    for entry in entries:
+        for value, judged, link in found.get(entry.key, [(None, False, "")]):
+            rows.append([entry.what, claim(entry), *verdicts(entry, value, judged)])
+            rows[-1] += [entry.paper or "–", against(entry, value, judged)] * papers
+            rows[-1] += [entry.source, link]
     return rows
+
+
+def verdicts(entry: reference.Reference, value: float | None, judged: bool) -> list[str]:
+    """What the book gets, and whether that lies within our tolerance."""
+    if value is None:
+        return ["–", "not checked yet"]
+    return [f"{value:.15g}", ["**no**", "yes"][entry.holds(value)] if judged else "not judged"]
+
+
+def against(entry: reference.Reference, value: float | None, judged: bool) -> str:
+    """The verdict against the paper's own number, or a dash."""
+    if not entry.paper or value is None or not judged:
+        return "–"
+    word = entry.against_paper(value)
+    return f"**{word}**" if word == "worse" else word
+
+
+def summary(book: Path) -> str:
+    """The counts and shares by evidence, and how the numbers compare with the papers'."""
+    counts = reference.counts(reference.load().values())
+    total = sum(counts.values())
+    shares = [f"{n} ({n / total:.0%}) {name}" for name, n in counts.items()]
+    rest = 1 - counts["regression"] / total
+    words = [row[len(HEADER) + 1].strip("*") for row in scoreboard(book, "external")[1:]]
+    papers = ", ".join(f"{words.count(word)} {word}" for word in ("better", "same", "worse"))
+    return (
+        f"**{total} numbers: {shares[0]}, {shares[1]}, {shares[2]}.** So {rest:.0%} are held "
+        f"against something that is not an earlier run of ours. Beside the papers' own numbers, "
+        f"what the book gets is: {papers}."
+    )
 
 
 def claim(entry: reference.Reference) -> str:
@@ -52,10 +94,23 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 
 class Scoreboard(SphinxDirective):
+    """The table of one evidence, after its count; without an argument, the counts of all."""
+
+    optional_arguments = 1
+
     def run(self):
         self.env.note_reread()
-        header = ["number", "reference", "source", "the book gets", "agrees", "chapter"]
-        lines = table(header, scoreboard(Path(self.env.srcdir)))
+        book = Path(self.env.srcdir)
+        if not self.arguments:
+            return self.parse_text_to_nodes(summary(book))
+        (evidence,) = self.arguments
+        if evidence not in reference.EVIDENCE:
+            raise self.error(
+                f"evidence must be one of {list(reference.EVIDENCE)}, got {evidence!r}"
+            )
+        count = reference.counts(reference.load().values())[evidence]
+        header, *rows = scoreboard(book, evidence)
+        lines = [f"{count} numbers: {reference.EVIDENCE[evidence]}.", "", *table(header, rows)]
         return self.parse_text_to_nodes("\n".join(lines))
 
 

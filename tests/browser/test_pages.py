@@ -12,7 +12,7 @@ import threading
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from soundgreeks.book import runner
+from soundgreeks.book import reference, runner
 
 ROOT = runner.find_root()
 HTML = ROOT / "build/book/_build/html"
@@ -28,6 +28,12 @@ PROSE = """article => {
     const copy = article.cloneNode(true);
     copy.querySelectorAll("pre").forEach(code => code.remove());
     return copy.innerText;
+}"""
+
+SCROLLS = """table => {
+    const box = table.parentElement;
+    const scrolls = ["auto", "scroll"].includes(getComputedStyle(box).overflowX);
+    return {table: table.scrollWidth, box: box.clientWidth, scrolls: scrolls};
 }"""
 
 
@@ -163,11 +169,23 @@ def test_the_contents_lead_from_page_to_page(page):
     expect(page).to_have_url(re.compile(list(CHAPTERS.values())[-1]))
 
 
-def test_scoreboard_has_every_number_and_no_failure(page):
+@pytest.mark.parametrize("width", [1280, 390])
+def test_scoreboard_has_every_number_and_no_failure(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
     visit(page, "/scoreboard.html")
-    table = page.locator("article table")
-    assert table.locator("tbody tr").count() >= 1
-    assert "no" not in [cell.strip() for cell in table.locator("td:nth-child(5)").all_inner_texts()]
+    tables = page.locator("article table")
+    counts = reference.counts(reference.load().values())
+    assert tables.count() == len(counts)
+    for table, evidence in zip(tables.all(), counts, strict=True):
+        expect(page.locator("article h2", has_text=evidence.capitalize())).to_be_visible()
+        assert table.locator("tbody tr").count() >= counts[evidence]  # one number, many chapters
+        agrees = [cell.strip() for cell in table.locator("td:nth-child(4)").all_inner_texts()]
+        assert set(agrees) <= {"yes", "not judged"}
+        edges = table.evaluate(SCROLLS)  # nothing of the table is out of reach
+        assert edges["table"] <= edges["box"] or edges["scrolls"], edges
+    for count in counts.values():
+        expect(page.locator("article")).to_contain_text(f"{count} numbers: ")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_an_outside_request_would_be_seen(browser, server):
