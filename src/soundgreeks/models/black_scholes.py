@@ -127,16 +127,18 @@ def implied_variance(price, k, *, iterations: int = 60) -> Tensor:
 
 def _price(k: Tensor, s: Tensor) -> Tensor:
     """F from s = sqrt(w) > 0: intrinsic value plus the price of the out-of-the-money option."""
-    # With a = |k| that option is (erfcx((a/s - s/2)/sqrt 2) - erfcx((a/s + s/2)/sqrt 2)) / 2 times
-    # exp(-(a/s + s/2)^2 / 2), for the put too: F(k) = e^k - 1 + e^k F(-k).
-    top, largest = (70.0, 700.0) if s.dtype == torch.float64 else (25.0, 88.0)
-    s = s.clamp_max(top)  # beyond, F is e^k to the last digit and erfcx overflows
-    half, ratio = 0.5 * s, k.abs() / s
-    far = ratio + half
+    # With a = |k| and d = a/s -/+ s/2 that option is (erfcx(d1/sqrt 2) - erfcx(d2/sqrt 2))/2 times
+    # exp(-d2^2/2), for the put too: F(k) = e^k - 1 + e^k F(-k). For d1 < 0, where erfcx grows
+    # beyond bounds, the normal distribution functions lose nothing.
+    a, half = k.abs(), 0.5 * s
+    near, far = a / s - half, a / s + half
     root = math.sqrt(0.5)
-    gap = torch.special.erfcx(root * (ratio - half)) - torch.special.erfcx(root * far)
-    otm = 0.5 * torch.exp(-0.5 * far * far) * gap.clamp_min(0)
+    gap = torch.special.erfcx(root * near.clamp_min(0)) - torch.special.erfcx(root * far)
+    tail = 0.5 * torch.exp(-0.5 * far * far) * gap.clamp_min(0)
+    body = torch.exp(-a) * torch.special.ndtr(-near) - torch.special.ndtr(-far)
+    otm = torch.where(near < 0, body, tail)
     # past `largest` the option is worth nothing, and e^k might overflow
+    largest = 700.0 if k.dtype == torch.float64 else 88.0
     return torch.expm1(k).clamp_min(0) + torch.exp(k.clamp(0, largest)) * otm
 
 

@@ -316,8 +316,10 @@ class Operator(nn.Module):
         along = (Jet(y, pairs=_XX, **{n: 1}) for n, y in zip(names, state, strict=True))
         at = Jet(x, pairs=_XX, x=1), tuple(along), Jet(tau, pairs=_XX, tau=1)
         u = self.on(at, p, embedded)
-        vega = [torch.as_tensor(u.part(n)).to(u.value) for n in names]
-        return torch.broadcast_tensors(u.value, *delta_gamma(x, u.x, u.xx), *vega, -u.tau)
+        vega = [u.part(n) if n in u.parts else torch.zeros_like(u.value) for n in names]
+        found = u.value, *delta_gamma(x, u.x, u.xx), *vega, -u.tau
+        shape = _common_shape(found)
+        return tuple(v if v.shape == shape else v.expand(shape) for v in found)
 
     def _arguments(self, x, state, tau, p):
         """(x, states, tau, p) as checked tensors in the network's dtype and on its device."""
