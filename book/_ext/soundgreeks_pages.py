@@ -15,7 +15,7 @@ def measured(book: Path) -> dict[str, list[tuple[float, bool, str]]]:
     """For each key what the stored outputs in `book` got, whether it was judged, and a link."""
     found: dict[str, list[tuple[float, bool, str]]] = {}
     for name, path in runner.chapters(book).items():
-        link = f"[{name[:2]}](/{path.relative_to(book).as_posix()})"
+        link = f"[chapter\N{NO-BREAK SPACE}{int(name[:2])}](/{path.relative_to(book).as_posix()})"
         for verdict in runner.verdicts(nbformat.read(path, as_version=4)):
             key = verdict["key"]
             if key not in reference.load():
@@ -41,6 +41,12 @@ def scoreboard(book: Path, evidence: str) -> list[list[str]]:
             rows[-1] += [entry.paper or "–", against(entry, value, judged)] * papers
             rows[-1] += [entry.source, link]
     return rows
+
+
+def compact(row: list[str]) -> list[str]:
+    """A row of the scoreboard with its last two cells, source and chapter, below its first."""
+    what, *values, source, chapter = row
+    return [f"{what}<br><small>{source}; {chapter}</small>", *values]
 
 
 def verdicts(entry: reference.Reference, value: float | None, judged: bool) -> list[str]:
@@ -109,8 +115,13 @@ class Scoreboard(SphinxDirective):
                 f"evidence must be one of {list(reference.EVIDENCE)}, got {evidence!r}"
             )
         count = reference.counts(reference.load().values())[evidence]
-        header, *rows = scoreboard(book, evidence)
-        lines = [f"{count} numbers: {reference.EVIDENCE[evidence]}.", "", *table(header, rows)]
+        rows = [compact(row) for row in scoreboard(book, evidence)]
+        lines = [
+            f"{count} numbers: {reference.EVIDENCE[evidence]}.",
+            "",
+            ":::{container} scoreboard",
+        ]
+        lines += [*table(rows[0], rows[1:]), ":::"]
         return self.parse_text_to_nodes("\n".join(lines))
 
 
