@@ -17,17 +17,10 @@ from torch import nn
 from soundgreeks import Interval, bachelier, intervals, networks, significance, sobolev
 from soundgreeks.book import runner
 
-READY = (  # the chapters that do their work on the device they are given; all, in the end
-    "06_interval_arithmetic",
-    "07_iasa",
-    "08_pathwise_mc",
-    "09_smoothing",
-    "10_sobolev_finetuning",
-)
 CHAPTERS = runner.chapters(Path(__file__).parents[1] / "book")
 
 
-@pytest.mark.parametrize("name", [name for name in CHAPTERS if name in READY])
+@pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_runs_whole_and_works_on_the_device(name):
     script = [sys.executable, second_device.__file__, CHAPTERS[name]]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
