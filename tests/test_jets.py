@@ -96,6 +96,26 @@ def test_layer_has_the_right_backward(name, residual):
     assert torch.autograd.gradgradcheck(layer, arguments)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("name", jets.ACTIVATIONS)
+def test_forward_and_backward_of_a_layer_agree(name, residual):
+    """Forward mode as written out; `gradcheck` above detaches, and then plain operations do it."""
+    generator = torch.Generator().manual_seed(7)
+    shapes = (7, 3, 4), (4, 4), (4,)
+    point, along = ([torch.randn(s, generator=generator, dtype=F64) for s in shapes] for _ in "ab")
+    rows, (_, derivatives) = Stack(None, CHANNELS[1:], jets.ONE_FACTOR).rows, jets.ACTIVATIONS[name]
+
+    def layer(*arguments):
+        return jets._Layer.apply(*arguments, derivatives, residual, rows)[0]
+
+    _, slope = torch.func.jvp(layer, tuple(point), tuple(along))
+    for channel in range(7):
+        leaves = [a.clone().requires_grad_() for a in point]
+        gradient = torch.autograd.grad(layer(*leaves)[channel].sum(), leaves)
+        expected = sum((a * b).sum() for a, b in zip(gradient, along, strict=True))
+        torch.testing.assert_close(slope[channel].sum(), expected, rtol=1e-11, atol=1e-11)
+
+
 def test_jacobian_of_residuals_by_weights():
     """Rows by vmap over points and by a batched backward pass; both against one at a time."""
     operator = Operator(replace(PRESETS["smoke"], network="similarity", dtype="float64"))

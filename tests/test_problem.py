@@ -65,8 +65,9 @@ def test_each_term_is_what_it_says_and_carries_its_weight():
 @pytest.mark.parametrize("points", [(3, 8), 12])
 def test_residuals_as_vectors_have_the_loss_and_gradient_of_the_terms(model, points):
     problem = problem_for(
-        model=model.name, domain=None, ansatz="implied", points=points, atm=6, boundary=4
-    )
+        model=model.name, domain=None, ansatz="implied", points=points, atm=6, boundary=4,
+        lambda_atm=3.0, lambda_boundary=0.5,
+    )  # fmt: skip
     weights = dict(problem.operator.named_parameters())
     loss = sum(sum(part.values()) for part in problem.parts())
     total = 0.0
