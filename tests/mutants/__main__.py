@@ -119,11 +119,13 @@ def judge(fault: Fault, original: Path) -> Result:
 
 def control(results: dict[str, Result], original: Path) -> dict[str, Result]:
     """The results, without the catches by tests that fail on the unchanged copy too."""
-    catchers = sorted({r.by for r in results.values() if r.caught})
+    catchers = {r.by for r in results.values() if r.caught}
     if not catchers:
         return results
-    nbval = ["--nbval-lax"] if any(".ipynb" in c for c in catchers) else []
-    status, failed, output = run_tests(original, [*nbval, *catchers])
+    cells = {c for c in catchers if ".ipynb::" in c}  # a cell needs those before it
+    books = {c.partition("::")[0] for c in cells}
+    nbval = ["--nbval-lax", *sorted(books)] if books else []
+    status, failed, output = run_tests(original, [*nbval, *sorted(catchers - cells)])
     if status not in (0, 1) or (status == 1 and not failed):
         raise RuntimeError(f"the tests do not run on the unchanged copy:\n{output}")
     return {
@@ -153,11 +155,15 @@ def main() -> int:
         results = {}
         with ThreadPoolExecutor(args.j) as pool:
             found = pool.map(lambda fault: judge(fault, original), chosen)
-            for fault, result in zip(chosen, found, strict=True):
-                results[fault.name] = result
-                by = result.by.removeprefix("tests/")
-                by = by if len(by) < 100 else f"{by[:97]}..."
-                print(f"{fault.name:{width}}  {result.seconds:5.1f} s  {by}", flush=True)
+            try:
+                for fault, result in zip(chosen, found, strict=True):
+                    results[fault.name] = result
+                    by = result.by.removeprefix("tests/")
+                    by = by if len(by) < 100 else f"{by[:97]}..."
+                    print(f"{fault.name:{width}}  {result.seconds:5.1f} s  {by}", flush=True)
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise
         results = control(results, original)
     missed = {name: r for name, r in results.items() if not r.caught}
     for name, result in missed.items():
