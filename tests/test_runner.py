@@ -142,6 +142,21 @@ def test_a_missing_sentinel_fails(project, capsys):
     assert "the last cell did not print" in capsys.readouterr().err
 
 
+def test_a_cell_that_never_ran_is_no_complete_run():
+    """nbval passes over such a cell in silence, and the last one may still print the sentinel."""
+    said = [nbformat.v4.new_output("stream", text=chapter.SENTINEL + "\n")]
+    cells = [
+        CODE("1 + 1", execution_count=1),
+        CODE("2 + 2"),
+        nbformat.v4.new_markdown_cell("Prose is not executed."),
+        CODE("end()", execution_count=3, outputs=said),
+    ]
+    with pytest.raises(runner.Unfinished, match=r"code cells \[2\] were not executed"):
+        runner.require_complete(nbformat.v4.new_notebook(cells=cells))
+    cells[1].execution_count = 2
+    runner.require_complete(nbformat.v4.new_notebook(cells=cells))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_run_leaves_the_repository_as_it_was(project, number):
     path = project(

@@ -15,6 +15,7 @@ from soundgreeks import training
 from soundgreeks.operators import PRESETS, Config, Operator
 from soundgreeks.operators.problem import PricingProblem, train_operator
 from soundgreeks.training import Phase, train
+from soundgreeks.training.optimizers import UNIT
 
 SMOKE = replace(
     PRESETS["smoke"],
@@ -242,11 +243,12 @@ def test_two_processes_find_the_gradients_of_one(tmp_path):
     assert not torch.allclose(half[0], two[0], rtol=1e-6)
 
 
-def test_lbfgs_ends_when_no_step_lowers_the_loss():
-    module = line()
+def test_lbfgs_ends_when_no_step_lowers_the_loss(tmp_path):
+    module, log = line(), tmp_path / "log.jsonl"
     torch.nn.init.zeros_(module.weight)
-    summary = train(module, Parabola(module), [Phase("lbfgs", 10_000)])
+    summary = train(module, Parabola(module), [Phase("lbfgs", 10_000)], log=log)
     assert summary["loss"] == 0
+    assert json.loads(log.read_text().splitlines()[-1])["step"] == UNIT
 
 
 def test_lbfgs_keeps_its_pairs_when_the_loss_is_small():
