@@ -95,9 +95,7 @@ def nested_step(n: int):
 
         u = operator.value(x, nu, tau, q.p)
         ux, unu = d(u, x), d(u, nu)
-        jet = Jet(
-            u, x=ux, nu=unu, tau=d(u, tau), xx=d(ux, x), xnu=d(ux, nu), nunu=d(unu, nu)
-        )
+        jet = Jet(u, x=ux, nu=unu, tau=d(u, tau), xx=d(ux, x), xnu=d(ux, nu), nunu=d(unu, nu))
         return mean_square(equation.residual(jet, nu, q.p)) * (len(nu) / n)
 
     return operator, [lambda q=q: step(q) for q in every.chunks(16_384)]
