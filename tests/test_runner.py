@@ -13,7 +13,6 @@ import psutil
 import pytest
 import torch
 
-from soundgreeks import __main__ as entry
 from soundgreeks import weights
 from soundgreeks.book import chapter, cli, commands, runner
 from soundgreeks.operators import PricingProblem
@@ -412,16 +411,23 @@ def test_ctrl_c_at_any_time_is_one_line(project, capsys, monkeypatch, command):
     assert signal.getsignal(signal.SIGINT) == handler
 
 
-def test_ctrl_c_while_the_command_is_imported_is_one_line(capsys, monkeypatch):
+STOPPED_AT_IMPORT = """
+import builtins, signal, sys
+from soundgreeks import __main__ as entry
+usual = builtins.__import__
+def stopped(*arguments):
+    builtins.__import__ = usual
+    signal.raise_signal(signal.SIGINT)
+builtins.__import__ = stopped
+sys.exit(entry.main())
+"""
+
+
+def test_ctrl_c_while_the_command_is_imported_is_one_line():
     """The import takes seconds: it is then that people notice that they meant another chapter."""
-
-    def stopped(name, *arguments):
-        signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr("builtins.__import__", stopped)
-    status = entry.main()
-    monkeypatch.undo()
-    assert (status, capsys.readouterr().err) == (130, "\nStopped.\n")
+    command = [sys.executable, "-c", STOPPED_AT_IMPORT]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "\nStopped.\n")
 
 
 def test_names_that_the_shell_would_not_know():
