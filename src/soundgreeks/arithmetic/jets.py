@@ -77,11 +77,19 @@ class Jet:
         raise AttributeError(f"no derivative {name!r} among {sorted(self.parts)}")
 
     def part(self, name: str):
-        """The derivative `name`, 0 if there is none."""
+        """The derivative `name`, 0 if there is none.
+
+        >>> Jet(torch.tensor(3.0), x=1).part("nu")
+        0
+        """
         return self.parts.get(name, 0)
 
     def clamp_min(self, low: float) -> "Jet":
-        """The value not below `low`, the derivatives as they are: a guard, not a function."""
+        """The value not below `low`, the derivatives as they are: a guard, not a function.
+
+        >>> Jet(torch.tensor(-1.0), x=1).clamp_min(0.0)
+        Jet(0.0, {'x': 1})
+        """
         return self._new(self.value.clamp_min(low), self.parts)
 
     def __repr__(self):
@@ -128,7 +136,12 @@ class Jet:
         return self * (1 / other)
 
     def chain(self, f: Tensor, f1: Tensor, f2: Tensor) -> "Jet":
-        """f(self), given the values of f, f', f'' at ``self.value``."""
+        """f(self), given the values of f, f', f'' at ``self.value``.
+
+        >>> x = Jet(torch.tensor(2.0), x=1)
+        >>> x.chain(x.value**3, 3 * x.value**2, 6 * x.value)  # x^3
+        Jet(8.0, {'x': tensor(12.), 'xx': tensor(12.)})
+        """
         mine = self.parts
         parts = {name: _mul(f1, d) for name, d in mine.items()}
         bent = {p: _mul(f2, mine[p]) for p, q in self.pairs if p in mine and q in mine}
@@ -143,7 +156,12 @@ def _into(parts: dict, name: str, term) -> None:
 
 
 def coordinates(x: Tensor, nu: Tensor, tau: Tensor) -> tuple[Jet, Jet, Jet]:
-    """(x, nu, tau) as jets: each has derivative one with respect to itself."""
+    """(x, nu, tau) as jets: each has derivative one with respect to itself.
+
+    >>> x, nu, tau = coordinates(*torch.tensor([0.0, 0.04, 1.0]))
+    >>> (x * nu).xnu, (nu * nu).nunu, (x * tau).tau
+    (1, 2, tensor(0.))
+    """
     return Jet(x, x=1), Jet(nu, nu=1), Jet(tau, tau=1)
 
 
@@ -151,7 +169,11 @@ def coordinates(x: Tensor, nu: Tensor, tau: Tensor) -> tuple[Jet, Jet, Jet]:
 
 
 def exp(a):
-    """e^a."""
+    """e^a, of a tensor or a jet; same shape.
+
+    >>> exp(Jet(torch.tensor(0.0), x=1))
+    Jet(1.0, {'x': tensor(1.), 'xx': tensor(1.)})
+    """
     if not isinstance(a, Jet):
         return torch.exp(a)
     f = torch.exp(a.value)
@@ -159,7 +181,11 @@ def exp(a):
 
 
 def expm1(a):
-    """e^a - 1, exact for small a."""
+    """e^a - 1, of a tensor or a jet, exact for small a; same shape.
+
+    >>> expm1(Jet(torch.tensor(0.0), x=1))
+    Jet(0.0, {'x': tensor(1.), 'xx': tensor(1.)})
+    """
     if not isinstance(a, Jet):
         return torch.expm1(a)
     f1 = torch.exp(a.value)
@@ -167,7 +193,12 @@ def expm1(a):
 
 
 def log(a):
-    """ln a."""
+    """ln a, of a tensor or a jet; same shape.
+
+    >>> u = log(Jet(torch.tensor(2.0), x=1))
+    >>> u.x, u.xx  # 1/2, -1/4
+    (tensor(0.5000), tensor(-0.2500))
+    """
     if not isinstance(a, Jet):
         return torch.log(a)
     f1 = torch.reciprocal(a.value)
@@ -175,7 +206,11 @@ def log(a):
 
 
 def sqrt(a):
-    """The square root of a."""
+    """The square root of a, a tensor or a jet; same shape.
+
+    >>> sqrt(Jet(torch.tensor(0.25), x=1))
+    Jet(0.5, {'x': tensor(1.), 'xx': tensor(-2.)})
+    """
     if not isinstance(a, Jet):
         return torch.sqrt(a)
     f = torch.sqrt(a.value)
@@ -184,7 +219,12 @@ def sqrt(a):
 
 
 def tanh(a):
-    """tanh a."""
+    """tanh a, of a tensor or a jet; same shape.
+
+    >>> u = tanh(Jet(torch.tensor(0.5).atanh(), x=1))
+    >>> u.x, u.xx  # 1 - t^2 and -2 t (1 - t^2) at t = 1/2
+    (tensor(0.7500), tensor(-0.7500))
+    """
     if not isinstance(a, Jet):
         return torch.tanh(a)
     f = torch.tanh(a.value)
@@ -193,7 +233,11 @@ def tanh(a):
 
 
 def sigmoid(a):
-    """1/(1 + e^{-a})."""
+    """1/(1 + e^{-a}), of a tensor or a jet; same shape.
+
+    >>> sigmoid(Jet(torch.tensor(0.0), x=1))
+    Jet(0.5, {'x': tensor(0.2500), 'xx': tensor(0.)})
+    """
     if not isinstance(a, Jet):
         return torch.sigmoid(a)
     f = torch.sigmoid(a.value)
@@ -202,7 +246,12 @@ def sigmoid(a):
 
 
 def softplus(a):
-    """ln(1 + e^a)."""
+    """ln(1 + e^a), of a tensor or a jet; same shape.
+
+    >>> u = softplus(Jet(torch.tensor(0.0), x=1))
+    >>> u.value, u.x, u.xx  # ln 2, 1/2, 1/4
+    (tensor(0.6931), tensor(0.5000), tensor(0.2500))
+    """
     if not isinstance(a, Jet):
         return torch.nn.functional.softplus(a)
     f1 = torch.sigmoid(a.value)
@@ -210,7 +259,12 @@ def softplus(a):
 
 
 def compose(f, a: Jet, b: Jet) -> Jet:
-    """f(a, b) from ``f = (value, a, b, aa, ab, bb)``, f and its partial derivatives at (a, b)."""
+    """f(a, b) from ``f = (value, a, b, aa, ab, bb)``, f and its partial derivatives at (a, b).
+
+    >>> product = torch.tensor([6.0, 3.0, 2.0, 0.0, 1.0, 0.0])  # a b at (2, 3)
+    >>> compose(product, Jet(2, x=1), Jet(3, nu=1)).xnu
+    tensor(1.)
+    """
     value, fa, fb, faa, fab, fbb = f
     da, db = a.parts, b.parts
     parts = {k: _add(_mul(fa, a.part(k)), _mul(fb, b.part(k))) for k in da | db}
@@ -225,7 +279,11 @@ def compose(f, a: Jet, b: Jet) -> Jet:
 
 
 class Stack(NamedTuple):
-    """Jets side by side, as a layer takes them: all channels in one tensor."""
+    """Jets side by side, as a layer takes them: all channels in one tensor.
+
+    >>> stack([Jet(torch.tensor(2.0), x=1), Jet(torch.tensor(3.0), nu=1)]).names
+    ('x', 'nu', 'xx', 'xnu', 'nunu')
+    """
 
     data: Tensor  # (channels, ..., width)
     names: tuple[str, ...]  # of channels 1, 2, ...: first derivatives, then second ones
@@ -233,12 +291,21 @@ class Stack(NamedTuple):
 
     @property
     def rows(self) -> tuple[tuple[int, int, int], ...]:
-        """For each second derivative its channel and the channels of its two first ones."""
+        """For each second derivative its channel and the channels of its two first ones.
+
+        >>> stack([Jet(torch.tensor(2.0), x=1), Jet(torch.tensor(3.0), nu=1)]).rows
+        ((3, 1, 1), (4, 1, 2), (5, 2, 2))
+        """
         at = {name: row for row, name in enumerate(self.names, 1)}
         return tuple((at[p + q], at[p], at[q]) for p, q in self.pairs if p + q in at)
 
     def jet(self, channels: Sequence[Tensor] | Tensor) -> Jet:
-        """The jet of other tensors in this stack's channels."""
+        """The jet of other tensors in this stack's channels.
+
+        >>> h = stack([Jet(torch.tensor(2.0), x=1)])
+        >>> h.jet(torch.tensor([4.0, 4.0, 2.0])).xx  # of x^2
+        tensor(2.)
+        """
         value, *parts = channels
         return Jet(value, pairs=self.pairs, **dict(zip(self.names, parts, strict=True)))
 
@@ -248,6 +315,9 @@ def stack(jets: Sequence[Jet]) -> Stack:
 
     The channels are those that some jet carries, and the pairs of the first derivatives among
     them, which a layer's curvature fills.
+
+    >>> stack([Jet(torch.tensor(2.0), x=1)]).data[:, 0]  # value, x, xx
+    tensor([2., 1., 0.])
     """
     pairs = jets[0].pairs
     seconds = [p + q for p, q in pairs]
@@ -272,7 +342,11 @@ def stack(jets: Sequence[Jet]) -> Stack:
 
 
 def gelu(z: Tensor, order: int = 3) -> tuple[Tensor, ...]:
-    """z Phi(z) and its first two or three derivatives."""
+    """z Phi(z) and its first two or three derivatives, each of the shape of z.
+
+    >>> gelu(torch.tensor(0.0), 2)  # the last is 2/sqrt(2 pi)
+    (tensor(0.), tensor(0.5000), tensor(0.7979))
+    """
     square, cdf = z * z, torch.special.ndtr(z)
     pdf = torch.exp(-0.5 * square) * 0.3989422804014327
     first = z * cdf, torch.addcmul(cdf, z, pdf), pdf * (2 - square)
@@ -280,7 +354,11 @@ def gelu(z: Tensor, order: int = 3) -> tuple[Tensor, ...]:
 
 
 def silu(z: Tensor, order: int = 3) -> tuple[Tensor, ...]:
-    """z sigmoid(z) and its first two or three derivatives."""
+    """z sigmoid(z) and its first two or three derivatives, each of the shape of z.
+
+    >>> silu(torch.tensor(0.0), 2)
+    (tensor(0.), tensor(0.5000), tensor(0.5000))
+    """
     s = torch.sigmoid(z)
     s1 = torch.addcmul(s, s, s, value=-1)
     s2 = torch.addcmul(s1, s1, s, value=-2)
@@ -292,7 +370,11 @@ def silu(z: Tensor, order: int = 3) -> tuple[Tensor, ...]:
 
 
 def tanh_layer(z: Tensor, order: int = 3) -> tuple[Tensor, ...]:
-    """tanh(z) and its first two or three derivatives."""
+    """tanh(z) and its first two or three derivatives, each of the shape of z.
+
+    >>> tanh_layer(torch.tensor(0.0))[3]
+    tensor(-2.)
+    """
     t = torch.tanh(z)
     t1 = 1 - t * t
     first = t, t1, -2 * t * t1
@@ -314,6 +396,10 @@ def layer(h: Stack, weight: Tensor, bias: Tensor, name: str, residual: bool = Fa
     automatic differentiation of the chain rule would. It batches (`torch.func.vmap`,
     ``is_grads_batched``) and can itself be differentiated, backward and forward, so Jacobians of
     residuals by weights are to be had and a jet can be taken to one order more.
+
+    >>> h = stack([Jet(torch.tensor(0.0), x=1)])
+    >>> layer(h, torch.tensor([[2.0]]), torch.tensor([0.0]), "silu").data[:, 0]  # silu(2 x) at 0
+    tensor([0., 1., 2.])
     """
     plain, derivatives = ACTIVATIONS[name]
     data = h.data

@@ -14,17 +14,29 @@ ETA = 2.0**-1074
 
 
 def down(x: Tensor) -> Tensor:
-    """The next number below; the constant is made where x is, nothing is copied to a GPU."""
+    """The next number below; the constant is made where x is, nothing is copied to a GPU.
+
+    >>> down(torch.tensor(1.0, dtype=torch.float64)) == 1 - 2.0**-53
+    tensor(True)
+    """
     return torch.nextafter(x, x.new_full((), -INF))
 
 
 def up(x: Tensor) -> Tensor:
-    """The next number above."""
+    """The next number above.
+
+    >>> up(torch.tensor(1.0, dtype=torch.float64)) == 1 + 2.0**-52
+    tensor(True)
+    """
     return torch.nextafter(x, x.new_full((), INF))
 
 
 class Interval:
     """A tensor of closed intervals.
+
+    >>> x = Interval(1.0, 2.0)
+    >>> x - x, x.contains(1.5)  # two different numbers may hide in x
+    (Interval(lo=-1.0, hi=1.0), tensor(True))
 
     Parameters
     ----------
@@ -64,13 +76,21 @@ class Interval:
 
     @classmethod
     def empty(cls, *shape: int, dtype=torch.float64, device=None) -> "Interval":
-        """The empty set, held as a pair of NaN so that it spreads by itself."""
+        """The empty set, held as a pair of NaN so that it spreads by itself.
+
+        >>> bool(Interval.empty() == (Interval(0.0, 1.0) & Interval(2.0, 3.0)))
+        True
+        """
         nan = torch.full(shape, math.nan, dtype=dtype, device=device)
         return cls._make(nan, nan)
 
     @classmethod
     def hull(cls, points: Tensor, dim: int = 0) -> "Interval":
-        """The smallest box around `points`, over their dimension `dim`."""
+        """The smallest box around `points`, over their dimension `dim`.
+
+        >>> Interval.hull(torch.tensor([3.0, 1.0, 2.0]))
+        Interval(lo=1.0, hi=3.0)
+        """
         return cls(points.amin(dim), points.amax(dim))
 
     # What it is -----------------------------------------------------------------------------
@@ -83,7 +103,11 @@ class Interval:
 
     @property
     def mid(self) -> Tensor:
-        """A number near the middle and inside; NaN if empty, an end or 0 if unbounded."""
+        """A number near the middle and inside; NaN if empty, an end or 0 if unbounded.
+
+        >>> Interval(1.0, 4.0).mid
+        tensor(2.5000, dtype=torch.float64)
+        """
         middle = self.lo / 2 + self.hi / 2
         middle = torch.where(middle.isnan() & ~self.is_empty, 0.0, middle)
         largest = torch.finfo(self.dtype).max
@@ -91,20 +115,36 @@ class Interval:
 
     @property
     def width(self) -> Tensor:
-        """hi - lo, rounded up."""
+        """hi - lo, rounded up.
+
+        >>> Interval(1.0, 4.0).width
+        tensor(3.0000, dtype=torch.float64)
+        """
         return up(self.hi - self.lo).where(self.hi != self.lo, 0.0)
 
     @property
     def mag(self) -> Tensor:
-        """The largest absolute value."""
+        """The largest absolute value.
+
+        >>> Interval(-3.0, 2.0).mag
+        tensor(3., dtype=torch.float64)
+        """
         return torch.maximum(self.lo.abs(), self.hi.abs())
 
     def contains(self, x) -> Tensor:
-        """Where the numbers x lie inside. Boolean."""
+        """Where the numbers x lie inside. Boolean.
+
+        >>> Interval(0.0, 1.0).contains(torch.tensor([0.5, 1.0, 1.5]))
+        tensor([ True,  True, False])
+        """
         return (self.lo <= x) & (x <= self.hi)
 
     def subset(self, other: "Interval") -> Tensor:
-        """Where this interval lies inside `other`; the empty set always does. Boolean."""
+        """Where this interval lies inside `other`; the empty set always does. Boolean.
+
+        >>> Interval(0.0, 1.0).subset(Interval(0.0, 2.0))
+        tensor(True)
+        """
         return (other.lo <= self.lo) & (self.hi <= other.hi) | self.is_empty
 
     def __eq__(self, other) -> Tensor:  # type: ignore[override]
@@ -147,7 +187,12 @@ class Interval:
         return self._both(lambda x: x.mT)
 
     def to(self, dtype: torch.dtype | None = None, device=None) -> "Interval":
-        """The same intervals in another dtype, rounded outward, or on another device."""
+        """The same intervals in another dtype, rounded outward, or on another device.
+
+        >>> x = Interval(0.1).to(torch.float32)  # no float32 is that number
+        >>> float(x.lo) < 0.1 < float(x.hi)
+        True
+        """
         if device is not None:
             return self._both(lambda t: t.to(device)).to(dtype)
         if dtype is None or dtype == self.dtype:
@@ -241,7 +286,11 @@ class Interval:
         return interval(other) @ self
 
     def sum(self, dim: int = -1) -> "Interval":
-        """Sum over a dimension."""
+        """Sum over a dimension.
+
+        >>> Interval(torch.ones(10), 2 * torch.ones(10)).sum().contains(torch.tensor([10.0, 20.0]))
+        tensor([True, True])
+        """
         a = self.to(torch.float64)
         gamma = (a.lo.shape[dim] + 4) * EPS  # twice gamma_n: covers the rounding of the bound too
 
@@ -260,7 +309,11 @@ class Interval:
 
 
 def interval(x) -> Interval:
-    """x as an interval; numbers and tensors are points."""
+    """x as an interval; numbers and tensors are points.
+
+    >>> interval(2.0)
+    Interval(lo=2.0, hi=2.0)
+    """
     return x if isinstance(x, Interval) else Interval(x)
 
 
