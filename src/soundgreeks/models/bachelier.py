@@ -26,6 +26,10 @@ class Greeks(NamedTuple):
     """Price and derivatives, per unit of spot; all (...) but `deltas`, which is (..., dim).
 
     `delta` and `gamma` move all assets together: sum of partials, and 1'H1.
+
+    >>> asset = Basket(torch.ones(1), torch.tensor([20.0]), torch.ones(1, 1), strike=100.0)
+    >>> asset.greeks(torch.tensor([100.0])).deltas
+    tensor([0.5000])
     """
 
     price: Tensor
@@ -35,7 +39,12 @@ class Greeks(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Spots (n, dim), one noisy payoff each (n,), its gradient (n, dim), its 1'H1 (n,)."""
+    """Spots (n, dim), one noisy payoff each (n,), its gradient (n, dim), its 1'H1 (n,).
+
+    >>> asset = Basket(torch.ones(1), torch.tensor([20.0]), torch.ones(1, 1), strike=100.0)
+    >>> [tuple(part.shape) for part in asset.sample(4)]
+    [(4, 1), (4,), (4, 1), (4,)]
+    """
 
     spots: Tensor
     payoff: Tensor
@@ -46,6 +55,10 @@ class Sample(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Basket:
     """A European call on a basket of assets with jointly normal increments.
+
+    >>> asset = Basket(torch.ones(1), torch.tensor([20.0]), torch.ones(1, 1), strike=100.0)
+    >>> asset.call(torch.tensor([100.0]))  # at the money: 20/sqrt(2 pi)
+    tensor(7.9788)
 
     Attributes
     ----------
@@ -95,7 +108,11 @@ class Basket:
 
         Weights are uniform on [1, 10], normalised; volatilities uniform on [5, 50], scaled to the
         basket's `volatility`; the correlation is that of a (2 dim, dim) uniform matrix on [-1, 1]
-        (the recipe of Huge and Savine). `settings` go to the constructor.
+        (the recipe of Huge and Savine). `settings` go to the constructor. Raises ValueError for a
+        `dim` or a `volatility` that is not positive.
+
+        >>> Basket.random(dim=7, volatility=20.0).volatility
+        tensor(20., dtype=torch.float64)
         """
         require(isinstance(dim, int) and dim > 0, "dim", dim, "a positive integer")
         require(volatility > 0, "volatility", volatility, "positive")
@@ -117,29 +134,50 @@ class Basket:
         return cls(weights, vols, correlation, **settings)
 
     def to(self, device=None, dtype=None) -> "Basket":
-        """The same basket on another device or in another dtype."""
+        """The same basket on another device or in another dtype.
+
+        >>> Basket.random().to(dtype=torch.float32).weights.dtype
+        torch.float32
+        """
         tensors = ("weights", "vols", "correlation")
         moved = {k: getattr(self, k).to(device=device, dtype=dtype) for k in tensors}
         return replace(self, **moved)
 
     @property
     def dim(self) -> int:
+        """Number of assets."""
         return len(self.weights)
 
     @cached_property
     def volatility(self) -> Tensor:
-        """Volatility of the basket's level, currency per square root of a year, scalar."""
+        """Volatility of the basket's level, currency per square root of a year, scalar.
+
+        >>> basket = Basket(torch.full((2,), 0.5), torch.tensor([30.0, 40.0]), torch.eye(2))
+        >>> basket.volatility  # sqrt(15^2 + 20^2)
+        tensor(25.)
+        """
         exposure = self.weights * self.vols
         return (exposure @ self.correlation @ exposure).sqrt()
 
     @cached_property
     def factor(self) -> Tensor:
-        """Lower triangular L with L L' = covariance of the increments over the maturity."""
+        """Lower triangular L with L L' = covariance of the increments over the maturity.
+
+        >>> basket = Basket(torch.full((2,), 0.5), torch.tensor([30.0, 40.0]), torch.eye(2))
+        >>> basket.factor
+        tensor([[30.,  0.],
+                [ 0., 40.]])
+        """
         deviations = self.vols * math.sqrt(self.maturity)
         return deviations[:, None] * torch.linalg.cholesky(self.correlation)
 
     def level(self, spots: Tensor) -> Tensor:
-        """The basket's level, (..., dim) -> (...)."""
+        """The basket's level, (..., dim) -> (...); ValueError for another number of assets.
+
+        >>> basket = Basket(torch.full((2,), 0.5), torch.tensor([30.0, 40.0]), torch.eye(2))
+        >>> basket.level(torch.tensor([90.0, 110.0]))
+        tensor(100.)
+        """
         (spots,) = floating(spots=spots)
         if spots.shape[-1:] != self.weights.shape:
             raise ValueError(f"spots must be of shape (..., {self.dim}), got {tuple(spots.shape)}")
@@ -154,19 +192,34 @@ class Basket:
         return (level - self.strike) / deviation, deviation
 
     def call(self, spots: Tensor) -> Tensor:
-        """Price of the call, (..., dim) -> (...); Sobolev Pruning, eq. 6."""
+        """Price of the call, (..., dim) -> (...); Sobolev Pruning, eq. 6.
+
+        >>> asset = Basket(torch.ones(1), torch.tensor([20.0]), torch.ones(1, 1), strike=100.0)
+        >>> asset.call(torch.tensor([[100.0], [200.0]]))  # the second is deep in the money
+        tensor([  7.9788, 100.0000])
+        """
         z, deviation = self._moneyness(spots)
         return deviation * _ramp(z).value
 
     def greeks(self, spots: Tensor) -> Greeks:
-        r"""Price, Delta :math:`\Phi(z)` (eq. 8) and Gamma :math:`\varphi(z)/(\sigma_B\sqrt T)`."""
+        r"""Price, Delta :math:`\Phi(z)` (eq. 8) and Gamma :math:`\varphi(z)/(\sigma_B\sqrt T)`.
+
+        >>> asset = Basket(torch.ones(1), torch.tensor([20.0]), torch.ones(1, 1), strike=100.0)
+        >>> asset.greeks(torch.tensor([100.0])).gamma  # 1/(20 sqrt(2 pi))
+        tensor(0.0199)
+        """
         z, deviation = self._moneyness(spots)
         price, delta, density = _ramp(z)
         deltas = delta[..., None] * self.weights.to(delta)
         return Greeks(deviation * price, delta, density / deviation, deltas)
 
     def digital(self, spots: Tensor) -> Tensor:
-        """Price of one unit of cash if the basket ends above the strike, (..., dim) -> (...)."""
+        """Price of one unit of cash if the basket ends above the strike, (..., dim) -> (...).
+
+        >>> asset = Basket(torch.ones(1), torch.tensor([20.0]), torch.ones(1, 1), strike=100.0)
+        >>> asset.digital(torch.tensor([100.0]))
+        tensor(0.5000)
+        """
         return torch.special.ndtr(self._moneyness(spots)[0])
 
     def up_and_out(self, spots: Tensor, barrier: float) -> Tensor:
@@ -178,6 +231,10 @@ class Basket:
         .. math:: C(K) - C(2H - K) - 2 (H - K)\,D(H),
 
         in which no large numbers cancel, however far the barrier; ``math.inf`` is the plain call.
+
+        >>> asset = Basket(torch.ones(1), torch.tensor([20.0]), torch.ones(1, 1), strike=100.0)
+        >>> asset.up_and_out(torch.tensor([[100.0], [120.0]]), 120.0)
+        tensor([1.4628, 0.0000])
 
         Raises
         ------
@@ -204,12 +261,22 @@ class Basket:
         return drawn.to(self.weights.device)
 
     def spots(self, n: int, *, scheme="plain", generator=None) -> Tensor:
-        """Training inputs (n, dim): `centre` + `spread` * correlated normal increments."""
+        """Training inputs (n, dim): `centre` + `spread` * correlated normal increments.
+
+        >>> basket = Basket(torch.full((2,), 0.5), torch.tensor([30.0, 40.0]), torch.eye(2))
+        >>> basket.spots(5).shape
+        torch.Size([5, 2])
+        """
         noise = self._noise(n, self.dim, scheme, generator)
         return self.centre + self.spread * (noise @ self.factor.T)
 
     def paths(self, spots: Tensor, steps: int = 1, *, scheme="plain", generator=None) -> Tensor:
-        """Exact paths from `spots` (n, dim) at `steps` equal times: (n, steps + 1, dim)."""
+        """Exact paths from `spots` (n, dim) at `steps` equal times: (n, steps + 1, dim).
+
+        >>> basket = Basket(torch.full((2,), 0.5), torch.tensor([30.0, 40.0]), torch.eye(2))
+        >>> basket.paths(torch.full((5, 2), 100.0), steps=3).shape
+        torch.Size([5, 4, 2])
+        """
         require(isinstance(steps, int) and steps > 0, "steps", steps, "a positive integer")
         n = len(self.level(spots))
         noise = self._noise(n, steps * self.dim, scheme, generator).view(n, steps, self.dim)
@@ -226,10 +293,20 @@ class Basket:
         payoff itself (``width=0``) has gradient :math:`1_{B_T > K}\,\omega` and a worthless zero
         for a Hessian.
 
+        >>> basket = Basket(torch.full((2,), 0.5), torch.tensor([30.0, 40.0]), torch.eye(2))
+        >>> basket.sample(4).deltas.shape
+        torch.Size([4, 2])
+
         Parameters
         ----------
         scheme : "plain"; "antithetic", each label the mean over a path and its mirror image;
             "sobol", spots and path from one scrambled sequence in 2 dim dimensions.
+        width, kind : of the smoothing, as in `paths.ramp`; currency
+
+        Raises
+        ------
+        ValueError
+            `n`, `scheme`, `width` or `kind` outside the above.
         """
         require(scheme in paths.SCHEMES, "scheme", scheme, f"one of {', '.join(paths.SCHEMES)}")
         noise = self._noise(n, 2 * self.dim, "sobol" if scheme == "sobol" else "plain", generator)

@@ -21,7 +21,12 @@ _SQRT_2PI = math.sqrt(2 * math.pi)
 
 
 class Partials(NamedTuple):
-    """F(k, e^y) and its partial derivatives in k and the log total variance y."""
+    """F(k, e^y) and its partial derivatives in k and the log total variance y, all of one shape.
+
+    >>> y = torch.tensor(0.04).log()
+    >>> partials(torch.tensor(0.0), y).k  # Phi(0.1)
+    tensor(0.5398)
+    """
 
     value: Tensor
     k: Tensor
@@ -61,7 +66,11 @@ def call(k, w) -> Tensor:
 
 
 def value(k: Tensor, w: Tensor) -> Tensor:
-    """`call` without validation, for inner loops: tensors of one dtype and device."""
+    """`call` without validation, for inner loops: tensors of one dtype and device, which broadcast.
+
+    >>> value(torch.tensor(0.0), torch.tensor(0.04))
+    tensor(0.0797)
+    """
     return _Call.apply(*torch.broadcast_tensors(k, w))
 
 
@@ -71,6 +80,10 @@ def partials(k: Tensor, y: Tensor) -> Partials:
     In y all of them stay bounded where w -> 0:
     F_k = e^k Phi(d1), F_y = sqrt(w) phi(d2)/2, F_kk = F_k + phi(d2)/sqrt(w) (the one exception),
     F_ky = -d2 phi(d2)/2, F_yy = F_y (1 + d1 d2)/2.
+
+    >>> y = torch.tensor(0.04).log()
+    >>> partials(torch.tensor(0.0), y).y  # 0.1 phi(0.1)
+    tensor(0.0397)
     """
     k, y = torch.broadcast_tensors(k, y)
     y = y.clamp_min(2 * math.log(torch.finfo(y.dtype).eps))
@@ -92,6 +105,9 @@ def partials(k: Tensor, y: Tensor) -> Partials:
 
 def implied_variance(price, k, *, iterations: int = 60) -> Tensor:
     """Total variance w with ``call(k, w) == price``, by bisection and Newton in sqrt(w).
+
+    >>> implied_variance([0.0797, 1.5], 0.0)  # no price is above e^k = 1
+    tensor([0.0400,    nan], dtype=torch.float64)
 
     Parameters
     ----------

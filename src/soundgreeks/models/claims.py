@@ -21,11 +21,19 @@ class Claim:
     sign: float
 
     def inner(self, x):
-        """What the payoff is the positive part of; tensors and jets."""
+        """What the payoff is the positive part of; tensors and jets.
+
+        >>> claims.PUT.inner(torch.tensor(2.0).log())
+        tensor(-1.)
+        """
         return jets.expm1(x) * self.sign
 
     def payoff(self, x):
-        """Value at maturity; for a jet with its derivatives off the kink: eq. 10 has no others."""
+        """Value at maturity; for a jet with its derivatives off the kink: eq. 10 has no others.
+
+        >>> claims.PUT.payoff(torch.tensor([0.5, 2.0]).log())
+        tensor([0.5000, 0.0000])
+        """
         v = self.inner(x)
         if not isinstance(x, Jet):
             return v.clamp_min(0)
@@ -33,22 +41,42 @@ class Claim:
         return v.chain(v.value.clamp_min(0), alive, torch.zeros_like(alive))
 
     def smoothed_payoff(self, x, width: float):
-        """v sigmoid(v / width) with v = `inner` (Sobolev Pruning, section 5.2.4)."""
+        """v sigmoid(v / width) with v = `inner` (Sobolev Pruning, section 5.2.4).
+
+        >>> claims.CALL.smoothed_payoff(torch.tensor(2.0).log(), 1.0)  # sigmoid(1)
+        tensor(0.7311)
+        """
         v = self.inner(x)
         return v * jets.sigmoid(v * (1 / width))
 
     def edge(self, x: Tensor, tau: Tensor, r: Tensor) -> Tensor:
-        """Limit far from the strike, eqs. 7 and 8: what the forward contract leaves, or nothing."""
+        """Limit far from the strike, eqs. 7 and 8: what the forward contract leaves, or nothing.
+
+        >>> x, tau, r = torch.tensor([1.0, 1.0, 0.0])
+        >>> claims.CALL.edge(x, tau, r)  # e - 1
+        tensor(1.7183)
+        """
         forward = self.sign * (torch.exp(x) - torch.exp(-r * tau))
         return forward * (self.sign * x > 0)
 
     def forward_price(self, k: Jet, y: Jet) -> Jet:
-        """Undiscounted Black-Scholes price at forward log-moneyness k and ln total variance y."""
+        """Undiscounted Black-Scholes price at forward log-moneyness k and ln total variance y.
+
+        >>> k, y = Jet(torch.tensor(0.0), x=1), Jet(torch.tensor(0.04).log(), nu=1)
+        >>> claims.CALL.forward_price(k, y).value  # 2 Phi(0.1) - 1
+        tensor(0.0797)
+        """
         call = jets.compose(black_scholes.partials(k.value, y.value), k, y)
         return call if self.sign > 0 else call - jets.expm1(k)  # put-call parity
 
     def anchor(self, k: Jet, y: Jet, tau: Jet, r: Tensor) -> Jet:
-        """e^{-r tau} times `forward_price`: solves the equation with a deterministic variance."""
+        """e^{-r tau} times `forward_price`: solves the equation with a deterministic variance.
+
+        >>> k, y = Jet(torch.tensor(0.0), x=1), Jet(torch.tensor(0.04).log(), nu=1)
+        >>> tau = Jet(torch.tensor(1.0), tau=1)
+        >>> claims.CALL.anchor(k, y, tau, torch.tensor(0.05)).value  # 0.0797 e^{-0.05}
+        tensor(0.0758)
+        """
         return jets.exp(tau * -r) * self.forward_price(k, y)
 
     def shape(self, u: Jet, x: Jet, tau: Jet) -> Jet:
@@ -64,13 +92,21 @@ class Claim:
 
 
 class Call(Claim):
-    """max(e^x - 1, 0)."""
+    """max(e^x - 1, 0).
+
+    >>> Call().payoff(torch.tensor([0.5, 2.0]).log())
+    tensor([0., 1.])
+    """
 
     name, sign = "call", 1.0
 
 
 class Put(Claim):
-    """max(1 - e^x, 0)."""
+    """max(1 - e^x, 0).
+
+    >>> Put().payoff(torch.tensor([0.5, 2.0]).log())
+    tensor([0.5000, 0.0000])
+    """
 
     name, sign = "put", -1.0
 

@@ -56,16 +56,28 @@ class Domain(Mapping):
         return Domain({**self.ranges, **other}, self.where)
 
     def of(self, *names: str) -> list[tuple[float, float]]:
-        """The ranges of some names, in their order."""
+        """The ranges of some names, in their order.
+
+        >>> Domain({"nu": (0.01, 0.4), "tau": (0.0, 1.0)}).of("tau")
+        [(0.0, 1.0)]
+        """
         return [self.ranges[name] for name in names]
 
     def scale(self, name: str, unit: Tensor) -> Tensor:
-        """From [0, 1] to the range."""
+        """From [0, 1] to the range, in its units; same shape.
+
+        >>> Domain({"x": (-2.0, 2.0)}).scale("x", torch.tensor([0.0, 0.75]))
+        tensor([-2.,  1.])
+        """
         low, high = self.ranges[name]
         return low + (high - low) * unit
 
     def outside(self, **values: Tensor) -> list[str]:
-        """A sentence for each name with a value outside its range, with the first such value."""
+        """A sentence for each name with a value outside its range, with the first such value.
+
+        >>> Domain({"x": (-2.0, 2.0)}).outside(x=torch.tensor([0.0, 3.0]))
+        ['x = 3 is outside [-2.0, 2.0]']
+        """
         found = []
         for name, value in values.items():
             low, high = self.ranges[name]
@@ -77,9 +89,18 @@ class Domain(Mapping):
         return found
 
     def to_dict(self) -> dict:
-        """Plain values, from which `from_dict` makes the domain again."""
+        """Plain values, from which `from_dict` makes the domain again.
+
+        >>> Domain({"x": (-2.0, 2.0)}).to_dict()
+        {'ranges': {'x': [-2.0, 2.0]}, 'where': ''}
+        """
         return {"ranges": {k: list(v) for k, v in self.ranges.items()}, "where": self.where}
 
     @classmethod
     def from_dict(cls, values: dict) -> "Domain":
+        """The domain of `to_dict`'s plain values.
+
+        >>> Domain.from_dict({"ranges": {"x": [-2.0, 2.0]}})["x"]
+        (-2.0, 2.0)
+        """
         return cls({k: tuple(v) for k, v in values["ranges"].items()}, values.get("where", ""))

@@ -31,7 +31,13 @@ class Parameters(ParameterTuple, namedtuple("Parameters", "kappa theta sigma rho
 
 
 class Garch(Model):
-    """The GARCH diffusion's coefficients."""
+    """The GARCH diffusion's coefficients.
+
+    >>> p = Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> ((square, power),) = MODEL.covariances(p, 0.04)["nu", "nu"]
+    >>> round(square * power, 9)  # sigma^2 nu^2
+    0.000144
+    """
 
     name = "garch"
     Parameters = Parameters
@@ -63,6 +69,11 @@ class Garch(Model):
         .. math:: \int\sqrt\nu\,dW = \frac2\sigma\,[\sqrt\nu]
                   - \int\Big(\frac{\kappa(\theta - \nu)}{\sigma\sqrt\nu}
                   - \frac\sigma4\sqrt\nu\Big)dt .
+
+        >>> p = MODEL.checked(Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        >>> dt = torch.tensor(0.5, dtype=torch.float64)
+        >>> MODEL.step(p, dt, torch.zeros(1), torch.tensor(0.04)).state  # nu falls by sigma^2 dt/2
+        (tensor(0.0395, dtype=torch.float64),)
         """
         sigma = torch.as_tensor(p.sigma).clamp_min(1e-8)  # the quotients have limits at 0
         decay = torch.exp(-p.kappa * dt / 2)

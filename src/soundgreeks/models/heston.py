@@ -65,12 +65,21 @@ class Parameters(ParameterTuple, namedtuple("Parameters", "kappa theta sigma rho
 
 
 def satisfies_feller(p: Parameters) -> Tensor:
-    """Whether 2 kappa theta > sigma^2: the variance never reaches zero. Boolean, shape of `p`."""
+    """Whether 2 kappa theta > sigma^2: the variance never reaches zero. Boolean, shape of `p`.
+
+    >>> satisfies_feller(Parameters(2.0, 0.04, 0.3, -0.7, 0.05))  # 0.16 > 0.09
+    tensor(True)
+    """
     return torch.as_tensor(2 * p.kappa * p.theta > p.sigma**2)
 
 
 class Heston(Model):
-    """Heston's coefficients."""
+    """Heston's coefficients.
+
+    >>> p = Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> MODEL.closeness(p)  # sigma^2 / (2 kappa theta)
+    0.5625
+    """
 
     name = "heston"
     Parameters = Parameters
@@ -106,7 +115,12 @@ class Heston(Model):
         return p.sigma
 
     def near_edge(self, p, u, domain):
-        """sigma^2 moved into (.8, 1) 2 kappa theta, where the domain still holds."""
+        """sigma^2 moved into (.8, 1) 2 kappa theta, where the domain still holds.
+
+        >>> p = MODEL.checked(Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        >>> MODEL.near_edge(p, torch.tensor(0.5), TABLE_I).sigma**2  # 0.9 of 0.16
+        tensor(0.1440, dtype=torch.float64)
+        """
         low, high = domain["sigma"]
         edge = (2 * p.kappa * p.theta).sqrt() * (0.8 + 0.2 * u).sqrt()
         sigma = torch.where((edge > low) & (edge < high), edge, p.sigma)
@@ -116,7 +130,13 @@ class Heston(Model):
         return p.sigma**2 / (2 * p.kappa * p.theta)
 
     def step(self, p, dt, z, nu):
-        """`variance_step` where it stays positive, Euler's step elsewhere."""
+        """`variance_step` where it stays positive, Euler's step elsewhere.
+
+        >>> p = MODEL.checked(Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        >>> dt = torch.tensor(0.5, dtype=torch.float64)
+        >>> MODEL.step(p, dt, torch.zeros(1), torch.tensor(0.04)).integrated  # (0.04 + 0.0329) dt/2
+        tensor(0.0182, dtype=torch.float64)
+        """
         if not bool((4 * p.kappa * p.theta > p.sigma**2).all() & (p.sigma > 0).all()):
             return super().step(p, dt, z, nu)
         after = variance_step(p, dt, z[0], nu)
@@ -139,7 +159,13 @@ def variance_step(p, dt, z: Tensor, nu: Tensor) -> Tensor:
               \nu \to (\sqrt\nu + \tfrac12\sigma\sqrt h\,z)^2, \qquad
               b = (\theta - \tfrac{\sigma^2}{4\kappa})(1 - e^{-\kappa h/2})
 
-    (Alfonsi 2010, of second weak order). Positive whenever 4 kappa theta > sigma^2.
+    (Alfonsi 2010, of second weak order). Positive whenever 4 kappa theta > sigma^2. `dt` in years;
+    `z`, a standard normal, and `nu`, 1/year, broadcast, also with `p`.
+
+    >>> p = Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> nu, h, z = torch.tensor([0.04, 1.0, 0.0])
+    >>> variance_step(MODEL.checked(p), h, z, nu)  # 0.02875 + 0.01125 e^{-2}
+    tensor(0.0303, dtype=torch.float64)
     """
     decay = torch.exp(-p.kappa * dt / 2)
     push = (4 * p.kappa * p.theta - p.sigma**2) / (4 * p.kappa) * -torch.expm1(-p.kappa * dt / 2)
@@ -149,6 +175,10 @@ def variance_step(p, dt, z: Tensor, nu: Tensor) -> Tensor:
 
 def sample_parameters(n: int, domain: Domain = TABLE_I, **options) -> Parameters:
     """`n` parameter vectors of Table I under the Feller condition (51.8 % of it); `Model.sample`.
+
+    >>> p = sample_parameters(8)
+    >>> p.shape, bool(satisfies_feller(p).all())
+    (torch.Size([8]), True)
 
     Parameters
     ----------
@@ -169,6 +199,10 @@ def expected_variance(nu, tau, p: Parameters) -> Tensor:
 
     Its time derivative solves w_tau = nu + kappa (theta - nu) w_nu. Shape: that of the arguments
     broadcast; for jets a jet.
+
+    >>> p = Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> expected_variance(0.04, 1.0, p), expected_variance(0.09, 1.0, p)
+    (tensor(0.0400, dtype=torch.float64), tensor(0.0616, dtype=torch.float64))
     """
     if not isinstance(nu, Jet):
         nu, tau, kappa, theta = floating(nu=nu, tau=tau, kappa=p.kappa, theta=p.theta)
@@ -177,7 +211,12 @@ def expected_variance(nu, tau, p: Parameters) -> Tensor:
 
 
 class Derivatives(NamedTuple):
-    """The seven channels of the PDE (eq. 5): u and its partial derivatives in (x, nu, tau)."""
+    """The seven channels of the PDE (eq. 5): u and its partial derivatives in (x, nu, tau).
+
+    >>> p = Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> derivatives(0.0, 0.04, 1.0, p).x  # Delta at x = 0
+    tensor(0.6919, dtype=torch.float64)
+    """
 
     u: Tensor
     x: Tensor
@@ -188,7 +227,12 @@ class Derivatives(NamedTuple):
     nunu: Tensor
 
     def jet(self) -> Jet:
-        """The same as a jet, for the residual of the equation."""
+        """The same as a jet, for the residual of the equation.
+
+        >>> p = Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+        >>> derivatives(0.0, 0.04, 1.0, p).jet().xx
+        tensor(2.4328, dtype=torch.float64)
+        """
         return Jet(self.u, **self._asdict() | {"u": 0})
 
 
@@ -229,6 +273,12 @@ def derivatives(x, nu, tau, p: Parameters) -> Derivatives:
     """u and its derivatives in (x, nu, tau), each under the integral of `call`. Same arguments.
 
     The tau derivative comes from the Riccati equations of the exponents, not from the PDE.
+
+    >>> p = Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> d = derivatives(0.0, 0.04, 1.0, p)
+    >>> n = 0.03 * d.x + 0.02 * d.xx - 0.0084 * d.xnu + 0.0018 * d.nunu - 0.05 * d.u
+    >>> bool((d.tau - n).abs() < 1e-12)  # the PDE holds; nu = theta, so no drift
+    True
     """
     return Derivatives(*_evaluate(x, nu, tau, p, "all"))
 
@@ -250,7 +300,12 @@ def greeks(x, nu, tau, p: Parameters) -> Greeks:
 
 
 def price_delta_gamma(x, nu, tau, p: Parameters) -> tuple[Tensor, Tensor, Tensor]:
-    """The first three of `greeks` at nearly the cost of the price alone."""
+    """The first three of `greeks` at nearly the cost of the price alone.
+
+    >>> p = Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> price_delta_gamma(0.0, 0.04, 1.0, p)[1]  # Delta
+    tensor(0.6919, dtype=torch.float64)
+    """
     u, u_x, u_xx = _evaluate(x, nu, tau, p, "gamma")
     return u, *delta_gamma(_like(x, u), u_x, u_xx)
 

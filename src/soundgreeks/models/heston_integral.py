@@ -21,6 +21,11 @@ def forward(k, w, w_nu, w_tau, nu, tau, model, what: str) -> Tensor:
     """F = e^{r tau} u ("price"), (F, F_k, F_kk - F_k) ("gamma") or all of `_integrate`'s columns.
 
     All arguments (options,); `model` is kappa, theta, sigma > 0, rho. Returns (options, 1, 3 or 7).
+
+    >>> one = torch.ones(1, dtype=torch.float64)
+    >>> model = 2 * one, 0.04 * one, 1e-6 * one, -0.7 * one
+    >>> forward(0 * one, 0.04 * one, one, one, 0.04 * one, one, model, "price")  # 2 Phi(0.1) - 1
+    tensor([[0.0797]], dtype=torch.float64)
     """
     return _anchor(k, w, w_nu, w_tau, what) + integrals(k, w, nu, tau, model, what)
 
@@ -184,7 +189,13 @@ def _anchor(k, w, w_nu, w_tau, what: str) -> Tensor:
 
 
 def integrals(k, w, nu, tau, model, what: str) -> Tensor:
-    """All options' integrals, each by the rule that suits it; (options, 1, 3 or 7)."""
+    """All options' integrals, each by the rule that suits it; (options, 1, 3 or 7).
+
+    >>> one = torch.ones(1, dtype=torch.float64)
+    >>> model = 2 * one, 0.04 * one, 0.3 * one, -0.7 * one
+    >>> integrals(0 * one, 0.04 * one, 0.04 * one, one, model, "price")  # to add to 0.0797
+    tensor([[-0.0035]], dtype=torch.float64)
+    """
     with torch.no_grad():
         parameter, nodes = _straight_rule(k, w, nu, tau, model)
         bent = nodes > _STRAIGHT_NODES

@@ -32,7 +32,12 @@ Terms = Sequence[tuple[Tensor | float, Tensor | float]]
 class Greeks(NamedTuple):
     """Normalised price V/K and Greeks with K = 1 (DeepSVM, eqs. 15 and 16).
 
-    `vega` is dV/dnu, a tuple where there are several state variables; `theta` is -dV/dtau.
+    `vega` is dV/dnu, a tuple where there are several state variables; `theta` is -dV/dtau, per
+    year. All of one shape, that of the arguments broadcast.
+
+    >>> p = heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05)
+    >>> heston.greeks(0.0, 0.04, 1.0, p).vega
+    tensor(0.3921, dtype=torch.float64)
     """
 
     price: Tensor
@@ -43,7 +48,13 @@ class Greeks(NamedTuple):
 
 
 def delta_gamma(x: Tensor, u_x: Tensor, u_xx: Tensor) -> tuple[Tensor, Tensor]:
-    """Delta = e^{-x} u_x and Gamma = e^{-2x} (u_xx - u_x), eqs. 15 and 16 with K = 1."""
+    """Delta = e^{-x} u_x and Gamma = e^{-2x} (u_xx - u_x), eqs. 15 and 16 with K = 1.
+
+    Arguments and results of one shape.
+
+    >>> delta_gamma(*torch.tensor([0.0, 0.5, 2.5]))
+    (tensor(0.5000), tensor(2.))
+    """
     e = torch.exp(-x)
     return e * u_x, e * e * (u_xx - u_x)
 
@@ -53,6 +64,10 @@ class ParameterTuple:
 
     A light tuple: nothing is checked or converted, so `torch.func.vmap` and `torch.compile` take
     it. The functions that price check it (`Model.checked`).
+
+    >>> p = heston.Parameters(2.0, torch.tensor([0.04, 0.09]), 0.3, -0.7, 0.05)
+    >>> p[1].theta
+    tensor(0.0900)
     """
 
     __slots__ = ()
@@ -62,16 +77,28 @@ class ParameterTuple:
         return self.map(lambda v: v[index], *torch.broadcast_tensors(*self._tensors()))
 
     def map(self: Any, function: Callable[[Tensor], Tensor], *values):
-        """The function applied to every parameter, or to `values` in their place."""
+        """The function applied to every parameter, or to `values` in their place.
+
+        >>> heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05).map(lambda v: 2 * v).kappa
+        4.0
+        """
         return type(self)(*(function(v) for v in values or self))
 
     @property
     def shape(self: Any) -> torch.Size:
-        """The shape that the parameters broadcast to."""
+        """The shape that the parameters broadcast to.
+
+        >>> heston.Parameters(2.0, torch.tensor([0.04, 0.09]), 0.3, -0.7, 0.05).shape
+        torch.Size([2])
+        """
         return torch.broadcast_shapes(*(v.shape for v in self._tensors()))
 
     def stack(self: Any) -> Tensor:
-        """One tensor (..., number of parameters)."""
+        """One tensor (..., number of parameters).
+
+        >>> heston.Parameters(2.0, torch.tensor([0.04, 0.09]), 0.3, -0.7, 0.05).stack().shape
+        torch.Size([2, 5])
+        """
         return torch.stack(torch.broadcast_tensors(*self._tensors()), dim=-1)
 
     def _tensors(self: Any) -> list[Tensor]:
@@ -81,7 +108,15 @@ class ParameterTuple:
 
 
 class Step(NamedTuple):
-    """One step of the state: given it, the log price moves by N(rate dt - I/2 + M, V)."""
+    """One step of the state: given it, the log price moves by N(rate dt - I/2 + M, V).
+
+    `state` as it came in, the rest of the shape of its entries, dimensionless.
+
+    >>> p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.0, -0.7, 0.05))  # sigma = 0
+    >>> dt = torch.tensor(0.5, dtype=torch.float64)
+    >>> heston.MODEL.step(p, dt, torch.zeros(1), torch.tensor(0.09)).integrated  # nu dt
+    tensor(0.0450, dtype=torch.float64)
+    """
 
     state: tuple[Tensor, ...]
     integrated: Tensor  # I, the integral of s^2
@@ -124,15 +159,31 @@ class Model:
     # -- the equation ----------------------------------------------------------------------------
 
     def variance(self, p, *state: Tensor) -> Tensor:
-        """s^2, the instantaneous variance of the log price, 1/year."""
+        """s^2, the instantaneous variance of the log price, 1/year.
+
+        >>> p = garch.MODEL.checked(garch.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        >>> garch.MODEL.variance(p, torch.tensor(0.04))
+        tensor(0.0400)
+        """
         raise NotImplementedError
 
     def covariances(self, p, *state: Tensor) -> Mapping[tuple[str, str], Terms]:
-        """c_d for ("x", d) and v_de for (d, e): one entry for each of `pairs` but ("x", "x")."""
+        """c_d for ("x", d) and v_de for (d, e): one entry for each of `pairs` but ("x", "x").
+
+        >>> p = garch.MODEL.checked(garch.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        >>> ((weight, power),) = garch.MODEL.covariances(p, torch.tensor(0.04))["x", "nu"]
+        >>> weight * power  # rho sigma nu^1.5
+        tensor(-0.0017, dtype=torch.float64)
+        """
         raise NotImplementedError
 
     def drift(self, p, *state: Tensor) -> Mapping[str, Terms]:
-        """m_i of every state."""
+        """m_i of every state, per year.
+
+        >>> p = garch.MODEL.checked(garch.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        >>> sum(f * g for f, g in garch.MODEL.drift(p, torch.tensor(0.09))["nu"])  # 2 (0.04 - 0.09)
+        tensor(-0.1000, dtype=torch.float64)
+        """
         raise NotImplementedError
 
     def expected_variance(self, p, tau, *state):
@@ -140,12 +191,20 @@ class Model:
 
         Arguments are tensors, or jets and then so is the result; see `jets.expm1` and its like.
         It need not be exact: what it misses the network learns.
+
+        >>> p = garch.MODEL.checked(garch.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        >>> garch.MODEL.expected_variance(p, torch.tensor(1.0), torch.tensor(0.09))
+        tensor(0.0616, dtype=torch.float64)
         """
         raise NotImplementedError
 
     @property
     def pairs(self) -> Pairs:
-        """The second derivatives that the equation names."""
+        """The second derivatives that the equation names.
+
+        >>> garch.MODEL.pairs
+        (('x', 'x'), ('x', 'nu'), ('nu', 'nu'))
+        """
         names = ["x", *self.noises]
         return tuple((a, b) for i, a in enumerate(names) for b in names[i:])
 
@@ -153,6 +212,9 @@ class Model:
 
     def checked(self, p):
         """The parameters as tensors.
+
+        >>> garch.MODEL.checked(garch.Parameters(2.0, 0.04, 0.3, -0.7, 0.05)).rho
+        tensor(-0.7000, dtype=torch.float64)
 
         Raises
         ------
@@ -164,7 +226,11 @@ class Model:
         return type(p)(*values)
 
     def require(self, values: Mapping[str, Tensor]) -> list[tuple[float, float]]:
-        """Raise unless all values, by name, are finite and within their meaning; their extremes."""
+        """Raise unless all values, by name, are finite and within their meaning; their extremes.
+
+        >>> garch.MODEL.require({"kappa": torch.tensor([0.5, 2.0])})
+        [(0.5, 2.0)]
+        """
         found = extremes(list(values.values()))
         for (name, value), (lowest, highest) in zip(values.items(), found, strict=True):
             natural = NON_NEGATIVE if name == "tau" or name in self.states else FINITE
@@ -188,6 +254,9 @@ class Model:
         Rejection keeps the low discrepancy of the accepted points only roughly, yet exactly the
         uniform distribution on the part of the box that satisfies the condition.
 
+        >>> garch.MODEL.sample(8).shape
+        torch.Size([8])
+
         Raises
         ------
         ValueError
@@ -208,7 +277,12 @@ class Model:
         return self.Parameters(*kept[:n].to(device=device, dtype=dtype).T)
 
     def condition(self, domain: Domain) -> Callable[..., Tensor]:
-        """The domain's condition, a function of parameters; true everywhere if it names none."""
+        """The domain's condition, a function of parameters; true everywhere if it names none.
+
+        >>> feller = heston.MODEL.condition(heston.TABLE_I)
+        >>> feller(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        tensor(True)
+        """
         if not domain.where:
             return lambda p: torch.ones_like(p.stack()[..., 0], dtype=torch.bool)
         known = tuple(self.conditions)
@@ -223,13 +297,24 @@ class Model:
         return p
 
     def closeness(self, p) -> Tensor:
-        """How near the edge of the condition the parameters are, 1 on it."""
+        """How near the edge of the condition the parameters are, 1 on it.
+
+        >>> p = garch.MODEL.checked(garch.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        >>> garch.MODEL.closeness(p)  # no condition, no edge
+        tensor(0.)
+        """
         return torch.zeros(p.shape)
 
     # -- what helps a network --------------------------------------------------------------------
 
     def features(self, p, *state: Jet) -> list[Jet]:
-        """States and parameters in units of order one, beside moneyness and total variance."""
+        """States and parameters in units of order one, beside moneyness and total variance.
+
+        >>> p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        >>> nu = Jet(torch.tensor(0.04), nu=1)
+        >>> heston.MODEL.features(p, nu)[4].value  # 2 rho + 1
+        tensor(-0.4000, dtype=torch.float64)
+        """
         given = dict(zip(self.states, state, strict=True))
         found = [self._unit(name, y) for name, y in given.items()]
         for name, value in zip(p._fields[:-1], p, strict=False):  # the rate enters by the forward
@@ -241,7 +326,11 @@ class Model:
         return value * (2 / (high - low)) + -(high + low) / (high - low)
 
     def smile(self, p) -> Tensor | float:
-        """A factor to which the correction to Black-Scholes is proportional when it is small."""
+        """A factor to which the correction to Black-Scholes is proportional when it is small.
+
+        >>> heston.MODEL.smile(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))  # sigma
+        0.3
+        """
         return 1.0
 
     # -- paths -----------------------------------------------------------------------------------
@@ -251,6 +340,11 @@ class Model:
 
         Euler's step, with the coefficients at max(state, 0) where a state may not be negative: of
         first weak order. A model that knows better overrides it.
+
+        >>> p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.0, -0.7, 0.05))  # sigma = 0
+        >>> dt = torch.tensor(0.5, dtype=torch.float64)
+        >>> heston.MODEL.step(p, dt, torch.zeros(1), torch.tensor(0.09)).state  # 0.09 - 2 0.05 dt
+        (tensor(0.0400, dtype=torch.float64),)
         """
         s2 = self.variance(p, *state)
         covariances = {k: _total(t) for k, t in self.covariances(p, *state).items()}
@@ -280,13 +374,27 @@ class Model:
         return Step(tuple(after), s2 * dt, martingale, (s2 - explained).clamp_min(0) * dt)
 
     def clamp(self, name: str, y: Tensor) -> Tensor:
-        """The state kept where it has a meaning: by default not below zero."""
+        """The state kept where it has a meaning: by default not below zero.
+
+        >>> heston.MODEL.clamp("nu", torch.tensor(-0.01))
+        tensor(0.)
+        """
         return y.clamp_min(0)
 
     # -- truth -----------------------------------------------------------------------------------
 
     def greeks(self, x, state, tau, p) -> Greeks:
-        """Exact price and Greeks; only where `closed_form` says so."""
+        """Exact price and Greeks; only where `closed_form` says so.
+
+        >>> p = heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05)
+        >>> heston.MODEL.greeks(0.0, (0.04,), 1.0, p).delta
+        tensor(0.6919, dtype=torch.float64)
+
+        Raises
+        ------
+        NotImplementedError
+            The model has no formula.
+        """
         raise NotImplementedError(f"{self.name} has no formula: use paths.conditional_call")
 
 
@@ -303,6 +411,10 @@ def mean_reverting(nu, tau, kappa: Tensor, theta: Tensor):
     r"""The integral of E[nu_s] under the linear drift kappa (theta - nu), for tensors and jets.
 
     .. math:: w(\nu, \tau) = \theta\tau + (\nu - \theta)\frac{1 - e^{-\kappa\tau}}{\kappa}
+
+    >>> kappa, theta = torch.tensor([2.0, 0.04])
+    >>> mean_reverting(torch.tensor([0.04, 0.09]), 1.0, kappa, theta)
+    tensor([0.0400, 0.0616])
     """
     growth = jets.expm1(tau * -kappa) / -kappa
     return tau * theta + (nu + -theta) * growth
@@ -323,5 +435,9 @@ def register(model: Model) -> Model:
 
 
 def as_states(state) -> tuple:
-    """A single state variable, tensor or jet, as the tuple of states that it is short for."""
+    """A single state variable, tensor or jet, as the tuple of states that it is short for.
+
+    >>> as_states(0.04), as_states((0.04, 0.09))
+    ((0.04,), (0.04, 0.09))
+    """
     return state if isinstance(state, tuple) else (state,)
