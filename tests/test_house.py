@@ -59,7 +59,7 @@ def test_the_table_of_contents():
     for name in soundgreeks.__all__:
         assert getattr(soundgreeks, name) is not None
     p = soundgreeks.heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05)
-    assert soundgreeks.heston.call(0.0, 0.04, 0.0, p) == 0
+    assert soundgreeks.heston.call(0.0, 0.04, 0.0, p) < 1e-16
     assert (ROOT / "py.typed").is_file()
 
 
