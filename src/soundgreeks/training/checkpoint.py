@@ -20,7 +20,23 @@ FORMAT = 2
 
 
 def write(path: Path, state: dict) -> None:
-    """Write to a temporary file first, so that a killed run leaves the last checkpoint whole."""
+    """Write to a temporary file first, so that a killed run leaves the last checkpoint whole.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write(Path(folder) / "a.pt", {"step": 3})
+    ...     print(*os.listdir(folder))  # no part is left
+    a.pt
+
+    Parameters
+    ----------
+    path : of the checkpoint; state : tensors and plain values, to which the format is added
+
+    Raises
+    ------
+    OSError
+        The file cannot be written.
+    """
     temporary = path.with_name(path.name + ".part")
     with temporary.open("wb") as file:
         torch.save(state | {"format": FORMAT}, file)
@@ -31,6 +47,12 @@ def write(path: Path, state: dict) -> None:
 
 def read(path: Path, device: torch.device) -> dict:
     """The checkpoint, its tensors on `device`.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write(Path(folder) / "a.pt", {"step": 3})
+    ...     read(Path(folder) / "a.pt", torch.device("cpu"))
+    {'step': 3, 'format': 2}
 
     Raises
     ------
@@ -48,13 +70,22 @@ def read(path: Path, device: torch.device) -> dict:
 
 
 def unusable(path: Path, why: str) -> ValueError:
-    """The error that names the file and what to do about it."""
+    """The error that names the file and what to do about it.
+
+    >>> unusable(Path("a.pt"), "damaged")
+    ValueError('checkpoint a.pt is damaged: delete it to train anew, or put back a copy')
+    """
     return ValueError(f"checkpoint {path} is {why}: delete it to train anew, or put back a copy")
 
 
 @contextmanager
 def lock(path: Path) -> Iterator[None]:
     """Hold the checkpoint for one training; the system lets go when the process ends or is killed.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder, lock(Path(folder) / "a.pt"):
+    ...     print(*os.listdir(folder))
+    a.pt.lock
 
     Raises
     ------
@@ -77,7 +108,11 @@ def lock(path: Path) -> Iterator[None]:
 
 
 class Interruption:
-    """Whether Ctrl-C was pressed."""
+    """Whether Ctrl-C was pressed.
+
+    >>> Interruption().asked
+    False
+    """
 
     asked = False
 
@@ -88,6 +123,10 @@ def interrupts_wait(active: bool) -> Iterator[Interruption]:
 
     Weights and optimiser change together only between steps: there is where to save. Where signals
     cannot be caught (in a thread) or someone else catches them, nothing changes.
+
+    >>> with interrupts_wait(True) as interruption:  # nobody presses Ctrl-C
+    ...     print(interruption.asked)
+    False
     """
     interruption = Interruption()
 

@@ -41,6 +41,13 @@ def train(
 ) -> dict:
     """Minimise the loss over the module's parameters that require gradients, phase after phase.
 
+    >>> from types import SimpleNamespace as Loss
+    >>> w = torch.nn.ParameterList([torch.zeros(1)])
+    >>> square = Loss(begin=lambda *_: 0, parts=lambda: [{"": (w[0] - 3).square().sum()}])
+    >>> _ = train(w, square, [Phase("lbfgs", 20)], progress=False)
+    >>> round(w[0].item(), 3)
+    3.0
+
     Parameters
     ----------
     checkpoint : file to resume from, if it exists, and to write every `checkpoint_every` steps, at

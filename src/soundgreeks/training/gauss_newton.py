@@ -33,6 +33,14 @@ class GaussNewton:
     The Jacobian is taken in the weights' precision, rows together under `vmap`; sums, solves and
     gain ratios are float64. With n = min(N, P), memory goes with n P, time with n N P.
 
+    >>> from types import SimpleNamespace as Loss
+    >>> w = torch.nn.ParameterList([torch.zeros(1)])
+    >>> square = Loss(begin=lambda *_: 0, parts=lambda: [{"": (w[0] - 3).square().sum()}])
+    >>> square.residuals = lambda: [(lambda weights: weights["0"] - 3, ())]
+    >>> _ = training.train(w, square, [Phase("gauss-newton", 20)], progress=False)
+    >>> round(w[0].item(), 3)
+    3.0
+
     Raises
     ------
     ValueError

@@ -15,7 +15,14 @@ _LBFGS_SCALE = 2.0**20
 
 
 class Adam(torch.optim.Adam):
-    """Kingma and Ba (2015), all weights in one kernel."""
+    """Kingma and Ba (2015), all weights in one kernel.
+
+    >>> w = torch.tensor([1.0, 1.0], requires_grad=True)
+    >>> w.grad = torch.tensor([5.0, -0.1])
+    >>> Adam({"w": w}, Phase("adam", 1, 0.1)).step()  # the first step: the rate, whatever the size
+    >>> w.detach()
+    tensor([0.9000, 1.1000])
+    """
 
     stalled = False
 
@@ -28,7 +35,15 @@ class Adam(torch.optim.Adam):
 
 
 class LBFGS(torch.optim.LBFGS):
-    """Liu and Nocedal (1989) with a strong-Wolfe line search, `UNIT` iterations at a time."""
+    """Liu and Nocedal (1989) with a strong-Wolfe line search, `UNIT` iterations at a time.
+
+    >>> from types import SimpleNamespace as Loss
+    >>> w = torch.nn.ParameterList([torch.zeros(1)])
+    >>> square = Loss(begin=lambda *_: 0, parts=lambda: [{"": (w[0] - 3).square().sum()}])
+    >>> _ = training.train(w, square, [Phase("lbfgs", 20)], progress=False)
+    >>> round(w[0].item(), 3)
+    3.0
+    """
 
     def __init__(self, weights: dict[str, Tensor], phase: Phase):
         super().__init__(
@@ -61,7 +76,15 @@ class LBFGS(torch.optim.LBFGS):
 
 
 def descend(optimizer: torch.optim.Optimizer, phase: Phase, step: int, problem: Problem) -> int:
-    """One evaluation, one update, at the phase's learning rate."""
+    """One evaluation, one update, at the phase's learning rate.
+
+    >>> from types import SimpleNamespace
+    >>> w, phase = torch.tensor([1.0], requires_grad=True), Phase("adam", 1, 0.1)
+    >>> w.grad = torch.tensor([5.0])
+    >>> problem = SimpleNamespace(evaluate=lambda: 5.0, may_update=lambda: True)
+    >>> descend(Adam({"w": w}, phase), phase, 0, problem), w.detach()
+    (1, tensor([0.9000]))
+    """
     for group in optimizer.param_groups:
         group.update(phase.settings_at(step))
     problem.evaluate()
@@ -71,17 +94,28 @@ def descend(optimizer: torch.optim.Optimizer, phase: Phase, step: int, problem: 
 
 
 def trainable(weights: dict[str, Tensor]) -> list[Tensor]:
-    """Those that are not frozen."""
+    """Those that are not frozen.
+
+    >>> len(trainable({"free": torch.ones(2, requires_grad=True), "frozen": torch.ones(2)}))
+    1
+    """
     return [w for w in weights.values() if w.requires_grad]
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """All numbers in one vector, a copy without a graph."""
+    """All numbers in one vector, a copy without a graph.
+
+    >>> flat([torch.ones(1, 2), torch.zeros(1)])
+    tensor([1., 1., 0.])
+    """
     return torch.cat([t.detach().reshape(-1) for t in tensors])
 
 
 def make_optimizer(weights: list[Tensor] | dict[str, Tensor], phase: Phase) -> Optimizer:
     """The phase's optimiser, at its first step.
+
+    >>> make_optimizer([torch.ones(2, requires_grad=True)], Phase("lbfgs", 40)).phase.steps
+    40
 
     Parameters
     ----------

@@ -95,11 +95,22 @@ class Phase:
 
 
 def require_whole(name: str, value, least: int) -> None:
-    """Raise ValueError unless `value` is an integer of at least `least`."""
+    """Raise ValueError unless `value` is an integer of at least `least`.
+
+    >>> require_whole("steps", 3, 1)
+    >>> require_whole("steps", 0, 1)
+    Traceback (most recent call last):
+        ...
+    ValueError: steps must be a whole number, at least 1, got 0
+    """
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(whole and value >= least, name, value, f"a whole number, at least {least}")
 
 
 def is_real(value) -> bool:
-    """Whether `value` is a finite Python number."""
+    """Whether `value` is a finite Python number.
+
+    >>> is_real(0.5), is_real(float("inf"))
+    (True, False)
+    """
     return isinstance(value, int | float) and math.isfinite(value)

@@ -9,7 +9,15 @@ from .protocols import Problem
 
 
 class Soap(SOAP):
-    """Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., 2024), renewed every ten."""
+    """Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., 2024), renewed every ten.
+
+    >>> from types import SimpleNamespace as Loss
+    >>> w = torch.nn.ParameterList([torch.zeros(1)])
+    >>> square = Loss(begin=lambda *_: 0, parts=lambda: [{"": (w[0] - 3).square().sum()}])
+    >>> _ = training.train(w, square, [Phase("soap", 200, 0.1)], progress=False)
+    >>> round(w[0].item(), 1)
+    3.0
+    """
 
     stalled = False
 
