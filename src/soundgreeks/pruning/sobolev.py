@@ -22,7 +22,12 @@ from ..training import Phase, train
 
 
 class Labels(NamedTuple):
-    """Training data; all but `x` and `value` may be absent."""
+    """Training data; all but `x` and `value` may be absent.
+
+    >>> labels = Labels(torch.zeros(3, 2), torch.zeros(3))
+    >>> labels.gradient is None
+    True
+    """
 
     x: Tensor  # (n, d)
     value: Tensor  # (n,)
@@ -90,10 +95,18 @@ def distil(
 
     A large network's labels cost its student nothing during training, and need no paths.
 
+    >>> labels = distil(lambda x: x.square().sum(1), torch.ones(5, 3), chunk=2)
+    >>> labels.value.shape, labels.gradient[0]
+    (torch.Size([5]), tensor([2., 2., 2.]))
+
     Raises
     ------
     ValueError
         `chunk` is not a positive integer.
+
+    Returns
+    -------
+    Labels of all n points: value (n,), gradient (n, d), curvature (n, k, d).
     """
     require(isinstance(chunk, int) and chunk > 0, "chunk", chunk, "a positive integer")
     parts = [
@@ -108,6 +121,14 @@ def principal_directions(gradients: Tensor, share: float = 0.95) -> Tensor:
 
     Orthonormal rows (k, d), most important first. They span where the function bends: for a basket
     option that is one direction, whatever d.
+
+    >>> principal_directions(torch.tensor([[3.0, 4.0], [-3.0, -4.0], [0.0, 0.0]])).abs()
+    tensor([[0.6000, 0.8000]])
+
+    Raises
+    ------
+    ValueError
+        `share` outside (0, 1].
     """
     require(0 < share <= 1, "share", share, "in (0, 1]")
     centred = gradients - gradients.mean(dim=0)
@@ -122,6 +143,15 @@ def random_directions(
     """Orthonormal random rows (count, dim): what the principal ones are compared with.
 
     Drawn where the generator is, and returned there or on `device`.
+
+    >>> v = random_directions(2, 5, dtype=torch.float64)
+    >>> torch.allclose(v @ v.T, torch.eye(2, dtype=torch.float64))
+    True
+
+    Raises
+    ------
+    ValueError
+        `count` outside 1 to `dim`.
     """
     require(0 < count <= dim, "count", count, f"in 1 to dim = {dim}")
     where = None if generator is None else generator.device
@@ -135,6 +165,10 @@ class Standardised(nn.Module):
     Derivatives pass through by AD, so losses and Greeks need not know of it. The inner `network`
     stays the plain one that pruning analyses. An input, or a value, that is constant in the data
     is moved to zero and not scaled.
+
+    >>> x, value = torch.tensor([[0.0], [2.0]]), torch.tensor([10.0, 30.0])
+    >>> Standardised(nn.Identity(), x, value)(x)  # a straight line through the data
+    tensor([10., 30.])
 
     Parameters
     ----------
@@ -185,6 +219,11 @@ class Together(nn.Module):
     The first n of m n rows go to the first member, and so on: members see samples of their own.
     `loss` averages over all rows, so that each member's gradient is its own over m; `fit` makes up
     for that, and trains each as if it were alone.
+
+    >>> x, value = torch.tensor([[0.0], [2.0]]), torch.tensor([10.0, 30.0])
+    >>> pair = Together([Standardised(networks.plain(1, 3, 1), x, value) for _ in range(2)])
+    >>> len(pair), pair(torch.zeros(6, 1)).shape
+    (2, torch.Size([6]))
 
     Parameters
     ----------
@@ -242,7 +281,11 @@ class Together(nn.Module):
 
 
 class Scale(NamedTuple):
-    """What the loss divides by: variance of the values, mean squares of the derivatives."""
+    """What the loss divides by: variance of the values, mean squares of the derivatives.
+
+    >>> Scale.of(Labels(torch.zeros(3, 1), torch.tensor([1.0, 2.0, 3.0]))).value  # the variance
+    tensor(1.)
+    """
 
     value: Tensor
     gradient: Tensor | None
@@ -264,6 +307,17 @@ class Scale(NamedTuple):
 
 def loss(network, labels: Labels, scale: Scale, lam: float = 1.0, mu: float = 0.0) -> Tensor:
     """The equation above, a scalar; terms of weight zero are not computed.
+
+    >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> labels = differentiate(lambda x: 2 * x[:, 0], x)
+    >>> loss(lambda x: x[:, 0], labels, Scale.of(labels)).detach()  # (14/3)/4 and 1/4
+    tensor(1.4167)
+
+    Parameters
+    ----------
+    network : maps (n, d) to (n,) or (n, 1)
+    scale : what to divide by, `Scale.of` some labels
+    lam, mu : weights of the first and second derivatives, >= 0
 
     Raises
     ------
@@ -309,7 +363,12 @@ def _check(labels: Labels, lam: float, mu: float) -> None:
 
 
 def resample(labels: Labels) -> Sampler:
-    """A sampler that draws from a fixed data set, with replacement."""
+    """A sampler that draws from a fixed data set, with replacement.
+
+    >>> sampler = resample(Labels(torch.ones(3, 2), torch.ones(3)))
+    >>> sampler(8, torch.Generator()).x.shape
+    torch.Size([8, 2])
+    """
 
     def sampler(n: int, generator: torch.Generator) -> Labels:
         rows = torch.randint(len(labels.x), (n,), generator=generator, device=generator.device)
@@ -339,6 +398,12 @@ def fit(
     one (3e-3 for 6 x 128). The labels' scale is measured on `pilot` draws. The same seed gives the
     same weights, bit for bit, on one CPU thread. The members of a `Together` train each as it
     would alone.
+
+    >>> x = torch.linspace(-1, 1, 64)[:, None]
+    >>> line, labels = nn.Linear(1, 1), differentiate(lambda x: 3 * x[:, 0], x)
+    >>> _ = fit(line, resample(labels), steps=200, batch=64, lr=0.2)
+    >>> round(line.weight.item(), 2)
+    3.0
 
     Parameters
     ----------
@@ -407,6 +472,9 @@ def along(function, x: Tensor, direction: Tensor | None = None) -> tuple[Tensor,
     """Value, first and second derivative along a direction (d,), each (n,).
 
     Without a direction all inputs move together: the basket's price, Delta and Gamma.
+
+    >>> along(lambda x: x[:, 0] * x[:, 1], torch.tensor([[3.0, 2.0]]))  # 6, 3 + 2, 2
+    (tensor([6.]), tensor([5.]), tensor([2.]))
     """
     direction = torch.ones_like(x[0]) if direction is None else direction.to(x)
     labels = differentiate(function, x, order=2, directions=direction[None])
@@ -415,7 +483,11 @@ def along(function, x: Tensor, direction: Tensor | None = None) -> tuple[Tensor,
 
 
 class Score(NamedTuple):
-    """How well a prediction meets the truth; the median beside R2, which hides failure."""
+    """How well a prediction meets the truth; the median beside R2, which hides failure.
+
+    >>> Score(r2=0.99, median=0.1, worst=0.5).worst
+    0.5
+    """
 
     r2: float
     median: float  # median absolute error
@@ -423,7 +495,11 @@ class Score(NamedTuple):
 
 
 def score(prediction: Tensor, truth: Tensor) -> Score:
-    """R2, median and worst absolute error of a prediction, shapes alike."""
+    """R2, median and worst absolute error of a prediction, shapes alike.
+
+    >>> score(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))  # 1 - 1/2
+    Score(r2=0.5, median=0.0, worst=1.0)
+    """
     error = (prediction - truth).double()
     spread = (truth.double() - truth.double().mean()).square().sum()
     size = error.abs()
@@ -431,7 +507,11 @@ def score(prediction: Tensor, truth: Tensor) -> Score:
 
 
 class Scores(NamedTuple):
-    """The scores of a price and its derivatives along the basket."""
+    """The scores of a price and its derivatives along the basket.
+
+    >>> Scores(*[Score(r2=1.0, median=0.0, worst=0.0)] * 3).gamma.r2
+    1.0
+    """
 
     value: Score
     delta: Score
@@ -440,6 +520,10 @@ class Scores(NamedTuple):
 
 def scores(network: nn.Module, x: Tensor, truth: tuple[Tensor, ...]) -> Scores:
     """How well a network's value, Delta and Gamma meet the truth at `x` (n, d).
+
+    >>> x = torch.tensor([[1.0], [2.0]])
+    >>> scores(nn.Flatten(0), x, (x[:, 0], torch.ones(2), torch.zeros(2))).value
+    Score(r2=1.0, median=0.0, worst=0.0)
 
     Parameters
     ----------

@@ -29,11 +29,21 @@ _IDENTITY = ("format", "kind", "config", "activation", "networks")  # what a net
 
 
 class WeightsError(ValueError):
-    """A weights file that is missing, damaged or not ours."""
+    """A weights file that is missing, damaged or not ours.
+
+    >>> read("no such network")
+    Traceback (most recent call last):
+        ...
+    soundgreeks.weights.WeightsError: name must be one of ...
+    """
 
 
 def available() -> list[str]:
-    """Names of the networks shipped with the package."""
+    """Names of the networks shipped with the package.
+
+    >>> [name for name in available() if "paper" in name]
+    ['paper_anchor', 'paper_implied']
+    """
     return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
 
@@ -41,6 +51,12 @@ def write(path: Path | str, tensors: dict[str, Tensor], provenance: dict) -> Non
     """Write PATH.safetensors and PATH.json, the latter with checksums of tensors and configuration.
 
     Each file appears in one step: a killed run leaves the last ones whole.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     write(f"{folder}/a", {"w": torch.ones(2)}, {"kind": "example"})
+    ...     read(f"{folder}/a")[0]
+    {'w': tensor([1., 1.])}
 
     Parameters
     ----------
@@ -77,6 +93,10 @@ def read(name: Path | str) -> tuple[dict[str, Tensor], dict]:
     """Tensors and provenance of a shipped network, by name, or of a file, by path.
 
     A bare name is a shipped network's if there is one; write ``./name`` for a file of that name.
+
+    >>> tensors, provenance = read("sound")
+    >>> provenance["config"]["ansatz"]
+    'implied_scaled'
 
     Raises
     ------
@@ -126,7 +146,18 @@ def read(name: Path | str) -> tuple[dict[str, Tensor], dict]:
 
 
 def save(operator: Operator, path: Path | str, provenance: dict) -> None:
-    """Write an operator with its configuration; see `write`."""
+    """Write an operator with its configuration; see `write`.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save(load("sound"), f"{folder}/a", {})
+    ...     load(f"{folder}/a").config.ansatz
+    'implied_scaled'
+
+    Parameters
+    ----------
+    operator, path : what and where; provenance : plain values to keep beside it
+    """
     config = operator.config.to_dict()
     about = {"kind": "operator", "seed": operator.config.seed, "config": config}
     write(path, operator.state_dict(), about | provenance)
@@ -135,6 +166,10 @@ def save(operator: Operator, path: Path | str, provenance: dict) -> None:
 def load(name: Path | str, *, dtype: torch.dtype = torch.float64) -> Operator:
     """The operator `name`: "deepsvm" (as printed), "paper_anchor" and "paper_implied" (the same
     but for the ansatz), "sound" (implied variance, similarity coordinates), or a path.
+
+    >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> load("sound").price(0.0, 0.04, 1.0, p)  # the exact price is .1039422
+    tensor(0.1040, dtype=torch.float64)
 
     Returns
     -------
@@ -166,6 +201,13 @@ def write_networks(path: Path | str, group: dict[str, Standardised], provenance:
     The k-th module of the network `name` is stored as ``name.k.weight`` and ``name.k.bias``, the
     standardisation as ``frame.x_mean``, ``x_std``, ``y_mean`` and ``y_std``.
 
+    >>> from tempfile import TemporaryDirectory
+    >>> net = Standardised(networks.plain(2, 3, 1), torch.eye(2), torch.ones(2))
+    >>> with TemporaryDirectory() as folder:
+    ...     write_networks(f"{folder}/a", {"small": net}, {})
+    ...     list(read_networks(f"{folder}/a")[0])
+    ['small']
+
     Raises
     ------
     ValueError
@@ -190,6 +232,10 @@ def read_networks(name: Path | str) -> tuple[dict[str, Standardised], dict]:
     Each maps raw spots (n, d) to prices (n,); its ``.network`` is the plain perceptron inside. All
     are frozen and in the dtype they were trained in; to train one on, copy it and thaw the copy
     with ``requires_grad_()``.
+
+    >>> found, _ = read_networks("pruned")
+    >>> sum(w.numel() for w in found["IASA.0"].parameters())
+    59
 
     Raises
     ------
