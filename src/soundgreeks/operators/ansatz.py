@@ -37,7 +37,13 @@ SMOOTHING_WIDTH = 0.05
 
 @dataclass(frozen=True)
 class At:
-    """Coordinates as jets, parameters, model and claim; what several formulas need of them once."""
+    """Coordinates as jets, parameters, model and claim; what several formulas need of them once.
+
+    >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> at = At(*map(Jet, torch.tensor([0.0, 0.04, 1.0])), p)  # x, nu, tau
+    >>> at.k.value, at.y.value  # r tau, ln(nu tau) as nu = theta
+    (tensor(0.0500), tensor(-3.2189))
+    """
 
     x: Jet
     state: Jet | tuple[Jet, ...]
@@ -63,27 +69,59 @@ class At:
 
 
 def printed(n: Jet, at: At) -> Jet:
-    """Eq. 10."""
+    """Eq. 10.
+
+    `n` and the price are jets of the shape that the coordinates broadcast to, in units of strike.
+
+    >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> at = At(*map(Jet, torch.tensor([0.0, 0.04, 1.0])), p)  # x, nu, tau
+    >>> printed(Jet(torch.tensor(0.0)), at).value  # ln 2
+    tensor(0.6931)
+    """
     return at.claim.payoff(at.x) + at.tau * jets.softplus(n)
 
 
 def smoothed(n: Jet, at: At) -> Jet:
-    """Eq. 10 on a payoff without a kink, hence with a bias where tau is small."""
+    """Eq. 10 on a payoff without a kink, hence with a bias where tau is small.
+
+    >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> at = At(*map(Jet, torch.tensor([0.0, 0.04, 1.0])), p)  # x, nu, tau
+    >>> smoothed(Jet(torch.tensor(0.0)), at).value  # at x = 0 nothing but softplus: ln 2
+    tensor(0.6931)
+    """
     return at.claim.smoothed_payoff(at.x, SMOOTHING_WIDTH) + at.tau * jets.softplus(n)
 
 
 def anchor(n: Jet, at: At) -> Jet:
-    """Black-Scholes at the expected variance, plus tau N: linear in N."""
+    """Black-Scholes at the expected variance, plus tau N: linear in N.
+
+    >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> at = At(*map(Jet, torch.tensor([0.0, 0.04, 1.0])), p)  # x, nu, tau
+    >>> anchor(Jet(torch.tensor(0.0)), at).value  # Black-Scholes, volatility 20 %
+    tensor(0.1045)
+    """
     return at.claim.anchor(at.k, at.y, at.tau, at.p.r) + at.tau * n
 
 
 def implied(n: Jet, at: At) -> Jet:
-    """Black-Scholes at the expected variance times exp(N)."""
+    """Black-Scholes at the expected variance times exp(N).
+
+    >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> at = At(*map(Jet, torch.tensor([0.0, 0.04, 1.0])), p)  # x, nu, tau
+    >>> implied(Jet(torch.tensor(4.0).log()), at).value  # Black-Scholes, volatility 40 %
+    tensor(0.1802)
+    """
     return at.claim.anchor(at.k, at.y + n, at.tau, at.p.r)
 
 
 def implied_scaled(n: Jet, at: At) -> Jet:
-    """`implied` with N replaced by sigma sqrt(tau) N, the size of the smile's first correction."""
+    """`implied` with N replaced by sigma sqrt(tau) N, the size of the smile's first correction.
+
+    >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> at = At(*map(Jet, torch.tensor([0.0, 0.04, 1.0])), p)  # x, nu, tau
+    >>> implied_scaled(Jet(torch.tensor(0.0)), at).value  # Black-Scholes, volatility 20 %
+    tensor(0.1045)
+    """
     return implied(at.root_tau * at.model.smile(at.p) * n, at)
 
 
@@ -102,6 +140,11 @@ def similarity_features(at: At) -> list[Jet]:
     The price bends over a width sqrt(w), which changes fifty-fold over Table I; in
     z = (x + r tau)/sqrt(w) it bends over a width of one everywhere. The rate enters only
     through the forward, because u(x, nu, tau; r) = e^{-r tau} u(x + r tau, nu, tau; 0).
+
+    >>> p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+    >>> at = At(*map(Jet, torch.tensor([0.0, 0.04, 1.0])), p)  # x, nu, tau
+    >>> similarity_features(at)[0].value  # tanh(0.25 / 3), 0.25 = .05/sqrt(.04)
+    tensor(0.0831, dtype=torch.float64)
     """
     z = at.k * jets.exp(at.y * -0.5)
     of_state, *of_model = at.model.features(at.p, *as_states(at.state))

@@ -21,6 +21,14 @@ def tanh_map(u: Tensor, low: float, high: float, alpha: float = 2.0) -> Tensor:
     """Eq. 14: uniform u in [0, 1] to x_mid + x_half tanh(alpha (2u - 1)).
 
     Its density is smallest at x_mid and it ends at x_mid -/+ x_half tanh(alpha).
+
+    >>> tanh_map(torch.tensor([0.0, 0.5, 1.0]), -1.0, 1.0)  # tanh 2 at the ends
+    tensor([-0.9640,  0.0000,  0.9640])
+
+    Parameters
+    ----------
+    u : any shape, which the result has
+    low, high : ends of x; alpha : steepness, > 0
     """
     return 0.5 * (low + high) + 0.5 * (high - low) * torch.tanh(alpha * (2 * u - 1))
 
@@ -29,13 +37,25 @@ def sinh_map(u: Tensor, low: float, high: float, alpha: float = 4.0) -> Tensor:
     """Uniform u in [0, 1] to x_mid + x_half sinh(alpha (2u - 1))/sinh(alpha), all of [low, high].
 
     Its density is largest at x_mid: sinh(alpha)/alpha times the uniform one.
+
+    >>> sinh_map(torch.tensor([0.0, 0.5, 1.0]), -1.0, 1.0)
+    tensor([-1.0000,  0.0000,  1.0000])
+
+    Parameters
+    ----------
+    u : any shape, which the result has
+    low, high : ends of x; alpha : steepness, > 0
     """
     z = torch.sinh(alpha * (2 * u - 1)) / math.sinh(alpha)
     return 0.5 * (low + high) + 0.5 * (high - low) * z
 
 
 def uniform_map(u: Tensor, low: float, high: float) -> Tensor:
-    """Uniform u in [0, 1] to [low, high]."""
+    """Uniform u in [0, 1] to [low, high].
+
+    >>> uniform_map(torch.tensor([0.0, 0.25, 1.0]), -1.0, 1.0)
+    tensor([-1.0000, -0.5000,  1.0000])
+    """
     return low + (high - low) * u
 
 
@@ -47,6 +67,10 @@ class Points:
     """A collocation set; see the module's text for the shapes.
 
     `state` is a tuple of tensors, one a state variable; a single tensor stands for a tuple of one.
+
+    >>> points = draw((3, 8))  # 3 parameter vectors against 8 points
+    >>> points.grid, points.count, len(points.chunks(12))
+    (True, 24, 2)
     """
 
     x: Tensor
@@ -146,6 +170,10 @@ def parameters_near_edge(
 
     There the correction to Black-Scholes, and the error, are largest. For Heston it is the Feller
     boundary: sigma^2 in (.8, 1) 2 kappa theta.
+
+    >>> p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+    >>> 0.8 <= float(heston.MODEL.closeness(parameters_near_edge(p, 1.0))) <= 1  # was .5625
+    True
     """
     device = generator.device if generator is not None else None
     u = torch.rand(2, *p.shape, generator=generator, dtype=torch.float64, device=device).to(p.r)
@@ -164,6 +192,10 @@ def draw(
     generator: torch.Generator | None = None,
 ) -> Points:
     """Scrambled Sobol points, uniform in states and tau and mapped in x, with parameters.
+
+    >>> points = draw((3, 8))
+    >>> points.x.shape, points.p.r.shape
+    (torch.Size([8]), torch.Size([3, 1]))
 
     Parameters
     ----------
@@ -198,7 +230,17 @@ def draw(
 
 
 def draw_at_the_money(size, *, half_width: float = 0.05, **options) -> Points:
-    """The ATM set of III.C: uniform x in [-half_width, half_width], the rest as `draw`."""
+    """The ATM set of III.C: uniform x in [-half_width, half_width], the rest as `draw`.
+
+    >>> points = draw_at_the_money(64)
+    >>> bool((points.x.abs() <= 0.05).all())
+    True
+
+    Raises
+    ------
+    ValueError
+        A size below one.
+    """
     model = options.get("model", heston.MODEL)
     domain = (options.get("domain") or model.domain) | {"x": (-half_width, half_width)}
     return draw(size, **options | dict(x_map="uniform", domain=domain))
@@ -218,6 +260,10 @@ def draw_similar(
 
     States and tau are drawn as squares of uniforms, dense towards their lower ends, x clamped to
     its range; a share `uniform_share` of the points has uniform x. Each has its own parameters.
+
+    >>> points = draw_similar(64, spread=0.0, uniform_share=0.0)  # all at the money
+    >>> float(points.x.abs().max()), points.count
+    (0.0, 64)
     """
     domain = model.domain if domain is None else domain
     u = _sobol(n, 3 + len(model.states), generator).unbind(1)
@@ -242,6 +288,11 @@ def refine(
     generator: torch.Generator | None = None,
 ) -> Points:  # fmt: skip
     """RAR with replacement (III.C): the `count` worst candidates replace random active points.
+
+    >>> active, candidates = draw(4), draw(2)
+    >>> renewed = refine(active, candidates, torch.tensor([0.0, 1.0]), 1)
+    >>> int((renewed.x == candidates.x[1]).sum()), int(torch.isin(renewed.x, active.x).sum())
+    (1, 3)
 
     Parameters
     ----------
@@ -268,7 +319,18 @@ def refine_parameters(
     active: Points, candidates: Any, scores: Tensor, count: int, *,
     generator: torch.Generator | None = None,
 ) -> Points:  # fmt: skip
-    """The same for the parameter vectors, candidates (M', 1), of a grid."""
+    """The same for the parameter vectors, candidates (M', 1), of a grid.
+
+    >>> active, candidates = draw((4, 8)), draw((2, 8)).p
+    >>> renewed = refine_parameters(active, candidates, torch.tensor([0.0, 1.0]), 1)
+    >>> int((renewed.p.r == candidates.r[1]).sum()), int(torch.isin(renewed.p.r, active.p.r).sum())
+    (1, 3)
+
+    Raises
+    ------
+    ValueError
+        `count` exceeds the candidates or the active vectors, or a score is not finite.
+    """
     require(torch.isfinite(scores), "scores", scores, "finite")
     m = len(active.p.r)
     require(1 <= count <= min(len(scores), m), "count", count, f"in [1, {min(len(scores), m)}]")
@@ -286,10 +348,24 @@ def resample_proportionally(
 ) -> Points:  # fmt: skip
     r"""RAD (Wu et al., 2023): `count` candidates with probability \|R\|^k / E\|R\|^k + c.
 
+    >>> candidates = draw(3)
+    >>> one = resample_proportionally(candidates, torch.tensor([0.0, 2.0, 0.0]), 1, offset=0.0)
+    >>> bool(one.x == candidates.x[1])  # the only one of positive probability
+    True
+
     Parameters
     ----------
     scores : (number of candidates,) absolute residuals |R|
     power, offset : k and c
+
+    Returns
+    -------
+    Points, `count` of them, each at most once.
+
+    Raises
+    ------
+    ValueError
+        `count` exceeds the candidates, or a score is negative or not finite.
     """
     require(torch.isfinite(scores) & (scores >= 0), "scores", scores, "finite and non-negative")
     require(1 <= count <= len(scores), "count", count, f"in [1, {len(scores)}]")

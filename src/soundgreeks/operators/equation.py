@@ -24,7 +24,12 @@ from .networks import DeepONet
 
 
 def full_coordinates(x: Tensor, state, tau: Tensor, model: Model = heston.MODEL):
-    """(x, states, tau) as jets with every first derivative: for `residual` and the Greeks."""
+    """(x, states, tau) as jets with every first derivative: for `residual` and the Greeks.
+
+    >>> x, (nu,), tau = full_coordinates(*torch.tensor([0.1, 0.04, 1.0]))
+    >>> x.x, nu.nu, tau.tau
+    (1, 1, 1)
+    """
     states = []
     for name, y in zip(model.states, as_states(state), strict=True):
         along = {d: w[name] for d, w in model.noises.items() if name in w}
@@ -44,6 +49,11 @@ def _ones(seeds: dict) -> dict:
 
 def residual(u: Jet, state, p, model: Model = heston.MODEL) -> Tensor:
     """u_tau - N[u] of a jet on `full_coordinates`: zero for the true price.
+
+    >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> u = heston.derivatives(0.1, 0.04, 1.0, p).jet()  # of the true price
+    >>> bool(residual(u, torch.tensor(0.04, dtype=torch.float64), p).abs() < 1e-12)
+    True
 
     Parameters
     ----------
@@ -78,6 +88,10 @@ def coordinates(x: Tensor, state, tau: Tensor, model: Model = heston.MODEL, p=No
     """(x, states, tau) as jets whose channel xx is L of them, for `short_residual`.
 
     `p` is asked for where the variance depends on it or the drift goes into L.
+
+    >>> x, (nu,), tau = coordinates(*torch.tensor([0.1, 0.04, 1.0]))
+    >>> x.xx, tau.xx  # L[x] = -1, L[tau] = -2 / nu
+    (-1, tensor(-50.))
     """
     state = as_states(state)
     inverse = 2 / _variance(model, p, state)
@@ -97,7 +111,17 @@ def coordinates(x: Tensor, state, tau: Tensor, model: Model = heston.MODEL, p=No
 
 
 def short_residual(u: Jet, state, p, model: Model = heston.MODEL) -> Tensor:
-    """`residual` of a jet on `coordinates`: the same to rounding, from fewer channels."""
+    """`residual` of a jet on `coordinates`: the same to rounding, from fewer channels.
+
+    >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
+    >>> x, (nu,), tau = coordinates(*torch.tensor([0.1, 0.04, 1.0]))
+    >>> short_residual(tau * tau, nu.value, p)  # 2 tau + r tau^2
+    tensor(2.0500)
+
+    Returns
+    -------
+    Tensor of the shape that channels, state and parameters broadcast to, per year.
+    """
     state = as_states(state)
     return -0.5 * _variance(model, p, state) * u.xx - _rest(u, state, p, model)
 
@@ -125,6 +149,11 @@ def bilinear_residual(
     Where several products share a derivative, as in the drift, their sum is formed first and
     multiplies one M x P product pointwise: cheaper than another block of p columns. For models
     whose variance does not depend on the parameters (`Model.separable`), with a noise a state.
+
+    >>> net = DeepONet([(0.0, 1.0)] * 5, [(0.0, 1.0)] * 3, latent=4, width=8, hidden=1)
+    >>> x, nu, tau = torch.rand(3, 2, dtype=torch.float64)
+    >>> bilinear_residual(net.double(), x, nu, tau, heston.sample_parameters(3)[:, None]).shape
+    torch.Size([3, 2])
 
     Parameters
     ----------
@@ -168,7 +197,13 @@ def anchor_residual(
     x: Tensor, state, tau: Tensor, p, *,
     model: Model = heston.MODEL, claim: claims.Claim = claims.CALL,
 ) -> Tensor:  # fmt: skip
-    """R[A] of the Black-Scholes anchor, the shape that the arguments broadcast to."""
+    """R[A] of the Black-Scholes anchor, the shape that the arguments broadcast to.
+
+    >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.0, rho=0.0, r=0.05)
+    >>> x, nu, tau = torch.tensor([0.1, 0.04, 1.0], dtype=torch.float64)
+    >>> bool(anchor_residual(x, nu, tau, p).abs() < 1e-12)  # without noise it is the price
+    True
+    """
     nothing = Jet(torch.zeros((), dtype=x.dtype, device=x.device), pairs=model.pairs)
     at, states, time = full_coordinates(x, state, tau, model)
     u = anchor(nothing, At(at, states, time, p, model, claim))
@@ -176,7 +211,13 @@ def anchor_residual(
 
 
 def physics_loss(r: Tensor, lambda_max: float = 0.1) -> Tensor:
-    """E[R^2] + lambda_max E[R^4] (eq. 12, with R taken pointwise)."""
+    """E[R^2] + lambda_max E[R^4] (eq. 12, with R taken pointwise).
+
+    `r` has any shape; the loss is a scalar.
+
+    >>> physics_loss(torch.tensor([1.0, 2.0]))  # 2.5 + 0.1 * 8.5
+    tensor(3.3500)
+    """
     squared = r * r
     return squared.mean() + lambda_max * (squared * squared).mean()
 
@@ -184,5 +225,12 @@ def physics_loss(r: Tensor, lambda_max: float = 0.1) -> Tensor:
 def boundary_loss(
     u: Tensor, x: Tensor, tau: Tensor, r: Tensor, claim: claims.Claim = claims.CALL
 ) -> Tensor:
-    """Mean squared error against eqs. 7 and 8: e^x - e^{-r tau} where x > 0, 0 where x < 0."""
+    """Mean squared error against eqs. 7 and 8: e^x - e^{-r tau} where x > 0, 0 where x < 0.
+
+    `u` in units of strike, `tau` in years; all broadcast, and the loss is a scalar.
+
+    >>> x, tau, r = torch.tensor([2.0, 1.0, 0.05])
+    >>> boundary_loss(x.exp() - torch.exp(-r * tau), x, tau, r)
+    tensor(0.)
+    """
     return ((u - claim.edge(x, tau, r)) ** 2).mean()

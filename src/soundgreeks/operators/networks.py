@@ -18,6 +18,9 @@ from ..arithmetic.jets import Jet, Stack
 def plain(*sizes: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
     """The plain multilayer perceptron that intervals and pruning take apart.
 
+    >>> sum(w.numel() for w in plain(2, 3, 1).parameters())  # (2 + 1) 3 + (3 + 1) 1
+    13
+
     Parameters
     ----------
     sizes : numbers of inputs, of nodes in each hidden layer, of outputs
@@ -34,6 +37,10 @@ def plain(*sizes: int, activation: type[nn.Module] = nn.SiLU) -> nn.Sequential:
 
 class MLP(nn.Module):
     """A multilayer perceptron, h -> h + act(W h + b) between hidden layers of equal width.
+
+    >>> net = MLP(2, 1, width=3, hidden=2)
+    >>> sum(w.numel() for w in net.parameters())  # (2 + 1) 3 + (3 + 1) 3 + (3 + 1) 1
+    25
 
     Parameters
     ----------
@@ -81,7 +88,15 @@ class MLP(nn.Module):
 
 
 class Rescale(nn.Module):
-    """The linear map of [low, high] to [-1, 1], for values and for stacked channels."""
+    """The linear map of [low, high] to [-1, 1], for values and for stacked channels.
+
+    >>> Rescale([(0.0, 4.0)])(torch.tensor([1.0]))
+    tensor([-0.5000])
+
+    Parameters
+    ----------
+    ranges : (low, high) of each of the n inputs; (..., n) is mapped to (..., n)
+    """
 
     scale: Tensor
     shift: Tensor
@@ -103,6 +118,10 @@ class Rescale(nn.Module):
 
 class DeepONet(nn.Module):
     r"""N(mu, y) = <b(mu), t(y)>: branch on parameters mu, trunk on coordinates y (eq. 9).
+
+    >>> net = DeepONet([(0.0, 1.0)] * 5, [(0.0, 1.0)] * 3, latent=4, width=8, hidden=1)
+    >>> net.jet(torch.rand(6, 1, 5), [Jet(torch.rand(7))] * 3).value.shape
+    torch.Size([6, 7])
 
     Parameters
     ----------

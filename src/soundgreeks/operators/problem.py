@@ -27,6 +27,10 @@ _EDGES = ("boundary", "more boundary")
 class PricingProblem:
     """L = L_phys + lambda_b L_bound + lambda_a L_atm (eq. 11) for one operator.
 
+    >>> problem = PricingProblem(Operator(operators.PRESETS["smoke"]))
+    >>> {name: points.count for name, points in problem.sets.items()}
+    {'physics': 256, 'atm': 32, 'boundary': 32}
+
     Parameters
     ----------
     operator : in the dtype and on the device to train on
@@ -275,6 +279,13 @@ def train_operator(
 ) -> tuple[Operator, dict]:
     """Train the operator of a configuration, or resume where a killed run stopped.
 
+    >>> from tempfile import TemporaryDirectory
+    >>> short = operators.PRESETS["smoke"].to_dict() | {"phases": [dict(optimizer="adam", steps=2)]}
+    >>> with TemporaryDirectory() as folder:
+    ...     _, summary = train_operator(Config.from_dict(short), folder, progress=False)
+    >>> summary["skipped"]  # updates
+    0
+
     Parameters
     ----------
     directory : for `checkpoint.pt` and `log.jsonl`; made if it does not exist
@@ -306,6 +317,12 @@ def train_operator(
 
 def claim_folder(directory: Path, config: Config, *, write: bool) -> None:
     """Make a run's folder its own: `config.json` says whose it is. One process in many writes.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     claim_folder(Path(folder), Config(), write=True)
+    ...     print(*os.listdir(folder))
+    config.json
 
     Raises
     ------
