@@ -1,9 +1,15 @@
 """nbval compares what a checked cell shows, not the values it keeps for the prose."""
 
+import signal
+
 import pytest
 import torch
 
 from soundgreeks.book.reference import GLUE
+
+# A shell's background job ignores Ctrl-C and hands that on: the tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_itemcollected(item):
