@@ -7,7 +7,7 @@ import torch
 
 from soundgreeks.book.reference import GLUE
 
-# A shell's background job ignores Ctrl-C and hands that on: the tests of Ctrl-C would wait for ever.
+# A shell's background job ignores Ctrl-C and hands that on: tests of Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
