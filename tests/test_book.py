@@ -59,7 +59,7 @@ def pages():
 
 
 def test_the_counts_of_the_scoreboard_add_up(pages):
-    """On the page: those of its first line, and the numbers named in its three tables."""
+    """On the page: those of its first line, and the numbers named in its tables."""
     entries = reference.load().values()
     counts = reference.counts(entries)
     line = pages.summary(ROOT / "book")

@@ -69,11 +69,11 @@ def summary(book: Path) -> str:
     counts = reference.counts(reference.load().values())
     total = sum(counts.values())
     shares = [f"{n} ({n / total:.0%}) {name}" for name, n in counts.items()]
-    rest = 1 - counts["regression"] / total
+    rest = (counts["external"] + counts["independent"]) / total
     words = [row[len(HEADER) + 1].strip("*") for row in scoreboard(book, "external")[1:]]
     papers = ", ".join(f"{words.count(word)} {word}" for word in ("better", "same", "worse"))
     return (
-        f"**{total} numbers: {shares[0]}, {shares[1]}, {shares[2]}.** So {rest:.0%} are held "
+        f"**{total} numbers: {', '.join(shares)}.** So {rest:.0%} are held "
         f"against something that is not an earlier run of ours. Beside the papers' own numbers, "
         f"what the book gets is: {papers}."
     )

@@ -8,7 +8,7 @@ The numbers live in ``reference.toml``, one table each::
     tolerance = 5e-4          # absolute: what would be a regression
     unit = "1"
     source = "DeepSVM, Table I; our own quadrature"
-    evidence = "independent"  # or "external", "regression": see EVIDENCE
+    evidence = "independent"  # or another key of EVIDENCE
     paper = "0.52"            # optional: the paper's own number, as printed
     kind = "equal"            # or "at most", "at least": only the worse side fails
     trained = false           # true: comes from training, not judged in the smoke profile
@@ -31,6 +31,7 @@ EVIDENCE = {
     "external": "a paper, a published table, a library by others",
     "independent": "a closed form, a theorem, or another method, computed in this repository",
     "regression": "an earlier run of our own, or our code compared with itself",
+    "quotation": "read from a file of an earlier run, and not computed anew here",
 }
 """What a reference number can be held against, the strongest first."""
 
@@ -196,7 +197,8 @@ def check(key: str, value) -> float:
     reference, measured = load()[key], float(value)
     judged = not (reference.trained and profile == "smoke")
     ok = reference.holds(measured)
-    mark = "not judged (smoke profile):" if not judged else "ok:" if ok else "FAILED:"
+    good = "quoted:" if reference.evidence == "quotation" else "ok:"
+    mark = "not judged (smoke profile):" if not judged else good if ok else "FAILED:"
     record = {"key": key, "value": reference.rounded(measured), "ok": ok, "judged": judged}
     _display(f"{mark} {reference.statement()}", {"soundgreeks": record})
     if judged and not ok:
