@@ -170,6 +170,10 @@ _PAPER_GRID = Config(
 
 PRESETS: dict[str, Config] = {
     "paper": Config(name="paper"),
+    # Every point has parameters of its own, as in `paper`: as many as a CPU core can pay for.
+    "paper_points": Config(
+        name="paper_points", points=4096, atm=256, boundary=128, boundary_second=128, chunk=2048
+    ),
     "paper_grid": replace(_PAPER_GRID, name="paper_grid"),
     "paper_anchor": replace(_PAPER_GRID, name="paper_anchor", ansatz="anchor"),
     "paper_implied": replace(_PAPER_GRID, name="paper_implied", ansatz="implied"),
