@@ -62,7 +62,7 @@ def test_a_bad_table_is_named(text):
 def test_an_unknown_evidence_is_one_clear_error():
     with pytest.raises(ValueError) as error:
         parse(TABLE.replace("external", "hearsay"))
-    allowed = "['external', 'independent', 'regression']"
+    allowed = list(reference.EVIDENCE)
     assert str(error.value) == f"a.b.evidence must be one of {allowed}, got 'hearsay'"
 
 
