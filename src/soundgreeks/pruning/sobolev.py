@@ -530,5 +530,7 @@ def scores(network: nn.Module, x: Tensor, truth: tuple[Tensor, ...]) -> Scores:
     network : maps (n, d) to (n,); a copy is evaluated in the dtype and on the device of `x`
     truth : value, Delta and Gamma (n,), say from `Basket.greeks`; what follows is not looked at
     """
-    ours = along(copy.deepcopy(network).to(x), x)
+    exact = copy.deepcopy(network).to(x)
+    parts = (along(exact, rows) for rows in x.split(2048))  # a cache full: no more memory than that
+    ours = [torch.cat(part) for part in zip(*parts, strict=True)]
     return Scores(*(score(a, b) for a, b in zip(ours, truth[:3], strict=True)))
