@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..._validate import require
 from . import functions as f
 from .arithmetic import Interval, interval
+from .rounding import activation_error, layer_error, widened
 
 
 def _softplus(x: Interval) -> Interval:
@@ -83,15 +84,16 @@ def _unknown(module: nn.Module, wanted: type[nn.Module]) -> str | None:
     return None
 
 
-def affine(x: Interval, layer: nn.Linear) -> Interval:
-    """Enclosure of ``layer`` on x, (..., inputs) -> (..., outputs).
+def affine(x: Interval, layer: nn.Linear, computed: bool = False) -> Interval:
+    """Enclosure of ``layer`` on x, (..., inputs) -> (..., outputs), or of what it computes there.
 
     >>> network, box = significance.example()
     >>> affine(box.unsqueeze(0), network[0]).hi
     tensor([[1.6934, 1.3974]], dtype=torch.float64)
     """
     y = x @ layer.weight.detach().mT
-    return y if layer.bias is None else y + layer.bias.detach()
+    y = y if layer.bias is None else y + layer.bias.detach()
+    return widened(y, layer_error(x, layer.weight, layer.bias)) if computed else y
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,9 @@ class Trace:
     n_bar: list[Interval]
 
 
-def values(network: nn.Sequential, box: Interval) -> tuple[list[Interval], list[Interval]]:
+def values(
+    network: nn.Sequential, box: Interval, computed: bool = False
+) -> tuple[list[Interval], list[Interval]]:
     """Enclosures k and n of `Trace`, in float64; a forward pass only.
 
     >>> network, box = significance.example()
@@ -130,26 +134,31 @@ def values(network: nn.Sequential, box: Interval) -> tuple[list[Interval], list[
     if box.ndim == 0 or box.shape[-1] != inputs:
         raise ValueError(f"box must be of shape (..., {inputs}), got {tuple(box.shape)}")
     rows = box.reshape(-1, inputs)
-    k, n = [affine(rows, linear[0])], [rows]
+    k, n = [affine(rows, linear[0], computed)], [rows]
     for layer in linear[1:]:
-        n.append(function(k[-1]))
-        k.append(affine(n[-1], layer))
+        y = function(k[-1])
+        if computed:
+            y = widened(y, activation_error(k[-1], activation, layer.weight.dtype))
+        n.append(y)
+        k.append(affine(y, layer, computed))
     shape = box.shape[:-1]
     return [x.reshape(*shape, -1) for x in k], [x.reshape(*shape, -1) for x in n]
 
 
-def forward(network: nn.Sequential, box: Interval) -> Interval:
+def forward(network: nn.Sequential, box: Interval, *, computed: bool = False) -> Interval:
     """Natural interval extension of the network, (..., inputs) -> (..., outputs).
+
+    With `computed`, of what ``network(x)`` returns as well, rounding and all: see `rounding`.
 
     >>> network, box = significance.example()
     >>> y = forward(network, box)
     >>> y.lo, y.hi  # y of Table 1
     (tensor([1.3691], dtype=torch.float64), tensor([3.7032], dtype=torch.float64))
     """
-    return values(network, box)[0][-1].to(interval(box).dtype)
+    return values(network, box, computed)[0][-1].to(interval(box).dtype)
 
 
-def trace(network: nn.Sequential, box: Interval) -> Trace:
+def trace(network: nn.Sequential, box: Interval, *, computed: bool = False) -> Trace:
     """Interval values and, by reverse mode, interval adjoints of every node.
 
     >>> network, box = significance.example()
@@ -160,12 +169,14 @@ def trace(network: nn.Sequential, box: Interval) -> Trace:
     ----------
     network : `nn.Sequential` of Linear layers with one activation between each two
     box : (..., inputs), one or many boxes
+    computed : enclose what the network and autograd return in the network's own dtype as well, for
+        every x of that dtype in the box; see `rounding` for what that covers
 
     Returns
     -------
     Trace
         It encloses what real arithmetic gives for the network's weights; what floating point gives
-        differs from that by its own rounding.
+        differs from that by its own rounding, and is enclosed only if `computed`.
 
     Raises
     ------
@@ -174,17 +185,27 @@ def trace(network: nn.Sequential, box: Interval) -> Trace:
     """
     linear, activation = layers_of(network)
     _, derivative = ACTIVATIONS[activation]
-    k, n = values(network, box)
+    k, n = values(network, box, computed)
     outputs = linear[-1].out_features
     one = torch.eye(outputs, dtype=k[-1].dtype, device=k[-1].device)
     k_bar = [interval(one.expand(*k[-1].shape[:-1], outputs, outputs))]
-    n_bar = [k_bar[0] @ linear[-1].weight.detach()]
+    n_bar = [_backward(k_bar[0], linear[-1], computed)]
+    underflow = one.new_tensor(torch.finfo(linear[0].weight.dtype).tiny)
     for layer, before in zip(linear[-2::-1], k[-2::-1], strict=True):
-        k_bar.append(n_bar[-1] * derivative(before).unsqueeze(-2))
-        n_bar.append(k_bar[-1] @ layer.weight.detach())
+        slope = derivative(before)
+        if computed:
+            slope = widened(slope, activation_error(before, activation, layer.weight.dtype))
+        product = n_bar[-1] * slope.unsqueeze(-2)
+        k_bar.append(widened(product, underflow) if computed else product)
+        n_bar.append(_backward(k_bar[-1], layer, computed))
     dtype = interval(box).dtype
     k, n, k_bar, n_bar = ([x.to(dtype) for x in xs] for xs in (k, n, k_bar[::-1], n_bar[::-1]))
     return Trace(k, n, k_bar, n_bar)
+
+
+def _backward(k_bar: Interval, layer: nn.Linear, computed: bool) -> Interval:
+    y, weight = k_bar @ layer.weight.detach(), layer.weight.mT
+    return widened(y, layer_error(k_bar, weight)) if computed else y
 
 
 def mean_value(network: nn.Sequential, box: Interval) -> Interval:
