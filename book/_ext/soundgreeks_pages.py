@@ -1,10 +1,20 @@
-"""Two directives, ``scoreboard`` and ``run-status``, that write their tables at build time."""
+"""What the pages hold beyond the notebooks: the tables of the record, and compact checks.
 
+The stored text of a check names no measured digit, so that every machine prints the same and the
+tests can compare it. A reader wants that digit: it travels in the output's metadata, and here
+becomes a line, or for the checks of one cell a folded table.
+"""
+
+import base64
+import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import nbformat
 from sphinx.util.docutils import SphinxDirective
 
+from soundgreeks import weights
 from soundgreeks.book import reference, runner
 
 HEADER = ["number", "reference", "the book gets", "agrees"]
@@ -134,6 +144,107 @@ class RunStatus(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+def checks(records: list[dict]) -> str:
+    """The verdicts of one cell as MyST: a line for one, a folded table for several."""
+    found = [(reference.load()[r["key"]], r["value"], r["judged"]) for r in records]
+    rows = [[e.what, *result(e, v, j)] for e, v, j in found]
+    kinds = Counter(entry.evidence for entry, _, _ in found)
+    if len(rows) == 1:
+        ((what, value, held, evidence, mark),) = rows
+        return f":::{{container}} check\n{mark} {what}: **{value}** ({evidence}: {held})\n:::"
+    failed = sum(row[-1] == MARKS[False] for row in rows)
+    title = f"{len(rows)} numbers: {', '.join(f'{n} {kind}' for kind, n in kinds.items())}"
+    title = f"{MARKS[not failed]} {title}" + (f"; {failed} failed" if failed else "")
+    header = ["number", "the book gets", "reference", "evidence", ""]
+    lines = table(header, rows)
+    return "\n".join([f"::::{{dropdown}} {title}", ":class-container: checks", *lines, "::::"])
+
+
+MARKS = {True: "✓", False: "✗", None: "–"}
+
+
+def result(entry: reference.Reference, value: float, judged: bool) -> list[str]:
+    """What the book gets, the reference, the evidence and a mark."""
+    mark = MARKS[entry.holds(value) if judged else None]
+    held = claim(entry)
+    if entry.paper:
+        held += f"; the paper has {entry.paper}, ours is {against(entry, value, judged)}"
+    return [f"{value:.15g}", held, entry.evidence, mark]
+
+
+def rewrite(app, docname, source):
+    """Before a notebook is parsed: fold what is not the lesson, and show what was measured."""
+    if not app.env.doc2path(docname).endswith(".ipynb"):
+        return
+    notebook, folded_already = json.loads(source[0]), False
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            if not folded_already:
+                fold(cell, text)
+            show_checks(cell)
+        elif "{solution-start}" in text or "{solution-end}" in text:
+            folded_already = "{solution-start}" in text
+    source[0] = json.dumps(notebook)
+
+
+def fold(cell: dict, text: str) -> None:
+    """Figures stand without the code that draws them, and chapters begin without their imports."""
+    tags = cell["metadata"].setdefault("tags", [])
+    if "plt.show()" in text:
+        what = "the code of this figure"
+    elif "parameters" in tags:
+        what = "the parameters of this chapter"
+    elif re.search(r"^device = begin\(", text, re.MULTILINE):
+        what = "the imports"
+    else:
+        return
+    tags.append("hide-input")
+    prompts = {"code_prompt_show": f"Show {what}", "code_prompt_hide": f"Hide {what}"}
+    cell["metadata"]["mystnb"] = cell["metadata"].get("mystnb", {}) | prompts
+
+
+def show_checks(cell: dict) -> None:
+    """The checks of a cell become one output, with their numbers."""
+    outputs = cell["outputs"]
+    records = [o["metadata"]["soundgreeks"] for o in outputs if is_check(o)]
+    if not records:
+        return
+    first = next(i for i, o in enumerate(outputs) if is_check(o))
+    shown = {"text/markdown": checks(records)}
+    outputs[first] = {"output_type": "display_data", "metadata": {}, "data": shown}
+    cell["outputs"] = [o for o in outputs if not is_check(o)]
+
+
+def is_check(output: dict) -> bool:
+    return "soundgreeks" in output.get("metadata", {})
+
+
+EXPLORED = ("sound", "deepsvm")
+
+
+def explorer_weights() -> str:
+    """The shipped operators that the explorer evaluates in the browser, as a script."""
+    found = {}
+    for name in EXPLORED:
+        tensors, provenance = weights.read(name)
+        config = {k: provenance["config"][k] for k in ("network", "activation", "ansatz", "domain")}
+        data = {
+            key: {
+                "shape": list(value.shape),
+                "data": base64.b64encode(value.numpy().astype("<f4").tobytes()).decode(),
+            }
+            for key, value in tensors.items()
+        }
+        found[name] = {"config": config, "tensors": data}
+    return f"window.SOUNDGREEKS = {json.dumps(found)};\n"
+
+
+def write_explorer(app, exception):
+    if exception is None and app.builder.format == "html":
+        (Path(app.outdir) / "explorer/weights.js").write_text(explorer_weights())
+
+
 def without_thebe(app, pagename, templatename, context, doctree):
     """Drop the scripts of live cells: they are declared twice, and would need a network."""
     scripts = context.get("script_files", [])
@@ -143,6 +254,8 @@ def without_thebe(app, pagename, templatename, context, doctree):
 
 
 def setup(app):
+    app.connect("source-read", rewrite)
+    app.connect("build-finished", write_explorer)
     app.connect("html-page-context", without_thebe, priority=900)
     app.add_directive("scoreboard", Scoreboard)
     app.add_directive("run-status", RunStatus)

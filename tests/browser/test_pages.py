@@ -10,8 +10,10 @@ import shutil
 import threading
 
 import pytest
+import torch
 from playwright.sync_api import expect, sync_playwright
 
+from soundgreeks import heston, weights
 from soundgreeks.book import reference, runner
 
 ROOT = runner.find_root()
@@ -20,7 +22,14 @@ CHAPTERS = {
     name: str(path.relative_to(ROOT / "book").with_suffix(".html"))
     for name, path in runner.chapters(ROOT / "book").items()
 }
-PAGES = ["intro.html", "notation.html", "scoreboard.html", "status.html", "bibliography.html"]
+PAGES = [
+    "intro.html",
+    "explorer.html",
+    "notation.html",
+    "scoreboard.html",
+    "status.html",
+    "bibliography.html",
+]
 PAGES += CHAPTERS.values()
 QUIET = ["background-networking", "component-update", "sync", "quic", "gpu"]
 
@@ -34,6 +43,33 @@ SCROLLS = """table => {
     const box = table.parentElement;
     const scrolls = ["auto", "scroll"].includes(getComputedStyle(box).overflowX);
     return {table: table.scrollWidth, box: box.clientWidth, scrolls: scrolls};
+}"""
+
+
+# What is wider than its box, with everything folded opened: nobody should have to scroll sideways.
+CUT_OFF = """() => {
+    document.querySelectorAll("details").forEach(box => box.open = true);
+    const article = document.querySelector("article");
+    const right = article.getBoundingClientRect().right + 1;
+    const wide = box => box.scrollWidth > box.clientWidth + 1;
+    const found = [...article.querySelectorAll("pre")].filter(wide);
+    for (const equation of article.querySelectorAll("mjx-container")) {
+        const box = equation.closest("div.math") ?? equation.closest("p, li, td");
+        if (box?.offsetParent && equation.getBoundingClientRect().right > right) found.push(box);
+    }
+    for (const table of article.querySelectorAll("table")) {
+        if (table.offsetParent && table.getBoundingClientRect().right > right) found.push(table);
+    }
+    if (document.documentElement.scrollWidth > window.innerWidth) found.push(document.body);
+    return found.map(box => `${box.tagName}: ${box.innerText.slice(0, 60)}`);
+}"""
+
+EVALUATE = """([name, cases]) => {
+    const make = name === "true" ? Explorer.heston : Explorer.operator(SOUNDGREEKS[name]);
+    return cases.map(([x, nu, tau, kappa, theta, sigma, rho, r]) => {
+        const g = Explorer.greeks(make(nu, tau, {kappa, theta, sigma, rho, r}), x);
+        return [g.price, g.delta, g.gamma];
+    });
 }"""
 
 
@@ -186,6 +222,60 @@ def test_scoreboard_has_every_number_and_no_failure(page, width):
     for count in counts.values():
         expect(page.locator("article")).to_contain_text(f"{count} numbers: ")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("address", PAGES)
+def test_nothing_is_cut_off(page, address, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    visit(page, f"/{address}")
+    page.evaluate("document.querySelectorAll('details').forEach(box => box.open = true)")
+    page.wait_for_timeout(200)  # equations are fitted anew
+    assert page.evaluate(CUT_OFF) == []
+
+
+def test_checks_show_what_was_measured(page):
+    visit(page, f"/{CHAPTERS['01_heston_transform']}")
+    lines, tables = page.locator("div.check"), page.locator("details.checks")
+    assert lines.count() > 0 and tables.count() > 0
+    assert re.search(r"✓ .*: [-.\de]+ \(\w+: ", lines.first.inner_text())
+    expect(tables.first.locator("table")).to_be_hidden()
+    tables.first.locator("summary").click()
+    expect(tables.first.locator("table")).to_be_visible()
+    assert "ok: heston." not in page.locator("article").inner_text()
+
+
+@pytest.mark.parametrize("name", ["sound", "deepsvm", "true"])
+def test_the_explorer_computes_what_the_core_computes(page, name):
+    visit(page, "/explorer.html")
+    source, n = torch.Generator().manual_seed(7), 1000
+    p = heston.sample_parameters(n, generator=source)
+    u = torch.rand(3, n, generator=source, dtype=torch.float64)
+    x, nu, tau = 4 * u[0] - 2, 0.01 + 0.39 * u[1], 0.005 + 0.995 * u[2]
+    cases = torch.stack([x, nu, tau, *p], dim=1).tolist()
+    found = torch.tensor(page.evaluate(EVALUATE, [name, cases]), dtype=torch.float64)
+    core = heston if name == "true" else weights.load(name).double()
+    g = core.greeks(x, nu, tau, p)
+    worst = (found - torch.stack([g.price, g.delta, g.gamma], dim=1)).abs().max()
+    assert worst < 1e-10  # the same numbers in the same precision
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_explorer_obeys_the_keyboard_and_keeps_its_state(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    visit(page, (HTML / "explorer.html").as_uri() + "#tau=0.25")
+    slider = page.get_by_label("τ")
+    assert float(slider.input_value()) == pytest.approx(0.25, abs=1e-3)
+    price = page.locator("#explorer-table td").first
+    before, old = price.inner_text(), page.url
+    slider.focus()
+    for _ in range(20):
+        slider.press("ArrowRight")
+    expect(price).not_to_have_text(before)
+    assert page.url != old and page.locator(".uplot").count() == 6
+    link = page.locator("article a", has_text="chapter 5")
+    link.click()
+    expect(page.locator("article h1")).to_contain_text("Greeks noise")
 
 
 def test_an_outside_request_would_be_seen(browser, server):

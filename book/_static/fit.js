@@ -1,0 +1,37 @@
+// A displayed equation that is wider than its page is drawn smaller, down to a size that can be read.
+(function () {
+  const LEAST = 0.5;
+
+  function fit() {
+    document.querySelectorAll("mjx-container:not([display])").forEach((inline) => {
+      const room = inline.closest("p, li, td, dd");
+      inline.style.fontSize = "";
+      const size = inline.getBoundingClientRect().width;
+      if (room && room.clientWidth > 0 && size > room.clientWidth) {
+        const base = parseFloat(getComputedStyle(inline).fontSize);
+        inline.style.fontSize = (base * 0.97 * room.clientWidth) / size + "px";
+      }
+    });
+    for (const equation of document.querySelectorAll("mjx-container[display='true']")) {
+      const box = equation.closest("div.math") || equation.parentElement;
+      const number = box.querySelector(".eqno");
+      equation.style.fontSize = "";
+      const math = equation.querySelector("mjx-math") || equation;
+      const room = box.clientWidth - (number ? number.offsetWidth + 8 : 0);
+      const size = math.getBoundingClientRect().width;
+      if (room > 0 && size > room) {
+        const base = parseFloat(getComputedStyle(equation).fontSize);
+        equation.style.fontSize = base * Math.max(LEAST, (0.99 * room) / size) + "px";
+      }
+    }
+  }
+
+  window.addEventListener("load", () => {
+    const ready = (window.MathJax && MathJax.startup && MathJax.startup.promise) || Promise.resolve();
+    ready.then(fit);
+    // An equation inside something folded has no size before it is opened.
+    document.addEventListener("toggle", fit, true);
+    document.addEventListener("click", () => setTimeout(fit, 50));
+    window.addEventListener("resize", fit);
+  });
+})();
