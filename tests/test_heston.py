@@ -194,7 +194,8 @@ def test_greeks_against_quantlib_by_finite_differences():
 # --- mathematics -------------------------------------------------------------------------------
 
 
-def test_price_satisfies_the_pde():
+def test_derivatives_are_those_of_the_price_and_satisfy_the_pde():
+    """The second half alone would prove little: a price from too few nodes satisfies it too."""
     x, nu, tau, p = draw(500)
     x, nu, tau = (v.requires_grad_() for v in (x, nu, tau))
     u = heston.call(x, nu, tau, p)
@@ -289,7 +290,7 @@ def test_put_call_parity_through_the_measure_change(point, p):
 @settings(deadline=None)
 @given(points, models)
 def test_rate_identity(point, p):
-    """u(x; r) = e^{-r tau} F(x + r tau): the rate is no parameter of its own."""
+    """u(x; r) = e^{-r tau} F(x + r tau), as `call` is written; chapter 1's grid tests it."""
     x, nu, tau = point
     r = float(p.r)
     zero = Parameters(*list(p)[:4], 0.0)
