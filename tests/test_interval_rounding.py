@@ -116,6 +116,20 @@ def test_what_a_network_computes_lies_inside(activation, dtype):
     assert (one == computed.k[-1]).all()
 
 
+def test_the_share_of_the_activation_is_needed(monkeypatch):
+    """Between two layers that do nothing, the error of GELU's slope is the largest there is."""
+    network = mlp(1, 1, 1, activation=nn.GELU)
+    for p, value in zip(network.parameters(), (1.0, 0.0, 1.0, 0.0), strict=True):
+        p.data.fill_(value)
+    x = torch.linspace(-0.2, 0.2, 20_001)[:, None]
+    slope, inside = slopes(network, x).double(), []
+    for assumed in (rounding.ACTIVATION, 0.0):
+        monkeypatch.setattr(rounding, "ACTIVATION", assumed)
+        t = intervals.trace(network, Interval(x.double()), computed=True)
+        inside.append(t.n_bar[0].contains(slope).all())
+    assert inside == [True, False]
+
+
 def test_a_stored_network_prints_nothing_outside():
     found, _ = weights.read_networks("pruned")
     network = found["IASA.0"].network

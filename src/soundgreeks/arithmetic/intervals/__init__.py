@@ -8,11 +8,15 @@ and the bounds moved outward. Three facts carry the proof.
    rounded (IEEE 754, round to nearest, subnormal numbers kept), so one step of `torch.nextafter`
    encloses. float32 is a storage format: bounds are rounded outward once, at the end.
 2. *Elementary functions.* The kernels behind `torch.exp` and its like promise one to two units in
-   the last place (SLEEF, MKL, CUDA; five for erfc). We assume no more than `KERNEL` = 4 (erfc: 8),
-   and the tests measure it. Everything else is built from these by written error bounds.
+   the last place (SLEEF, MKL, CUDA; five for erfc). We assume no more than `KERNEL` = 4 (erfc: 8);
+   no proof of that is known, `benchmarks/ulps.py` measures it on ten million arguments each.
+   Everything else is built from these by written error bounds.
 3. *Inner products.* In any order of summation, with or without fused multiply-add,
    |fl(x.y) - x.y| <= gamma_n |x|.|y| + n eta, where gamma_n = n u / (1 - n u), u = 2^-53 and
    eta = 2^-1074 (Higham, Accuracy and Stability of Numerical Algorithms, 2002, sec. 3.1, 2.1).
+
+The numbers that a network prints carry the rounding errors of its own precision besides; `forward`
+and `trace` enclose those too with ``computed=True``, by the bounds in `rounding`.
 
 The rules for empty, unbounded and domain-crossing arguments are those of IEEE 1788-2015, set-based
 flavour: a function acts on the part of its argument inside its domain, log([-1, 1]) = [-inf, 0],
