@@ -1,8 +1,7 @@
 r"""Monte Carlo noise, smoothed payoffs and pathwise derivatives.
 
 A price is an expectation over noise, :math:`V(\theta) = E_z[v(g(\theta, z))]`. Where the payoff
-`v` is Lipschitz in :math:`\theta` the derivative may move inside (Sobolev Pruning, eq. 10, with
-the expectation sign that its left-hand side lost),
+`v` is Lipschitz in :math:`\theta` the derivative may move inside (Sobolev Pruning, eq. 10),
 
 .. math:: E_z[\partial_\theta v(g(\theta, z))] = \partial_\theta E_z[v(g(\theta, z))],
 
