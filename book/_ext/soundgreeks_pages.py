@@ -245,6 +245,26 @@ def write_explorer(app, exception):
         (Path(app.outdir) / "explorer/weights.js").write_text(explorer_weights())
 
 
+def skip_fields(app, what, name, obj, skip, options):
+    """The fields of a named tuple say "Alias for field number 0", which helps nobody."""
+    return True if (obj.__doc__ or "").startswith("Alias for field number") else None
+
+
+LITERAL = re.compile(r"(``.*?``|:math:`.*?`)")
+
+
+def escape_bars(app, what, name, obj, options, lines):
+    """|x| is an absolute value in our docstrings, not a substitution."""
+    formula = False
+    for i, line in enumerate(lines):
+        formula = line.lstrip().startswith(".. math::") or (formula and line[:1] in (" ", ""))
+        if formula or line.lstrip().startswith((">>>", "...")):
+            continue
+        parts = LITERAL.split(line)  # text, literal, text, ...
+        parts[::2] = [re.sub(r"(?<!\\)\|", r"\|", text) for text in parts[::2]]
+        lines[i] = "".join(parts)
+
+
 def without_thebe(app, pagename, templatename, context, doctree):
     """Drop the scripts of live cells: they are declared twice, and would need a network."""
     scripts = context.get("script_files", [])
@@ -255,6 +275,8 @@ def without_thebe(app, pagename, templatename, context, doctree):
 
 def setup(app):
     app.connect("source-read", rewrite)
+    app.connect("autodoc-process-docstring", escape_bars)
+    app.connect("autodoc-skip-member", skip_fields)
     app.connect("build-finished", write_explorer)
     app.connect("html-page-context", without_thebe, priority=900)
     app.add_directive("scoreboard", Scoreboard)
