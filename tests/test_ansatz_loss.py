@@ -90,7 +90,7 @@ def above_strike(x, nu, tau, p, shift=0):
 
 
 def kinked(x, nu, tau, p):
-    """u* = payoff + r int_0^tau e^{-rs} Q(X_s > 0) ds."""
+    """u_0 = payoff + r int_0^tau e^{-rs} Q(X_s > 0) ds."""
     interest = 0.0
     for q, w in zip(*rule(10, 0, 1), strict=True):
         s = tau * q**2
@@ -116,12 +116,12 @@ def test_the_time_value_and_the_side_of_the_anchor():
 
 
 def test_the_price_without_the_strike():
-    star = kinked(*uniform())
-    held("ansatz.star_to_truth", rmse(star, truth()[:2400]))
+    without = kinked(*uniform())
+    held("ansatz.asked_to_truth", rmse(without, truth()[:2400]))
     x, nu, tau, p = uniform()
     given = [torch.from_numpy(v) for v in (x, nu, tau, *p)]
     price = weights.load("deepsvm").price(*given[:3], heston.Parameters(*given[3:])).numpy()
-    held("ansatz.deepsvm_to_star", rmse(price, star))
+    held("ansatz.deepsvm_to_asked", rmse(price, without))
     held("ansatz.deepsvm_to_truth", rmse(price, truth()[:2400]))
     held("ansatz.deepsvm_to_intrinsic", rmse(price, intrinsic(*uniform())))
 
