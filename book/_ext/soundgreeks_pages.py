@@ -176,30 +176,68 @@ def rewrite(app, docname, source):
     """Before a notebook is parsed: fold what is not the lesson, and show what was measured."""
     if not app.env.doc2path(docname).endswith(".ipynb"):
         return
-    notebook, folded_already = json.loads(source[0]), False
-    for cell in notebook["cells"]:
-        text = "".join(cell["source"])
+    notebook = json.loads(source[0])
+    for cell, solution in with_solutions(notebook["cells"]):
         if cell["cell_type"] == "code":
-            if not folded_already:
-                fold(cell, text)
+            if not solution:  # which is folded already
+                fold(cell)
             show_checks(cell)
-        elif "{solution-start}" in text or "{solution-end}" in text:
-            folded_already = "{solution-start}" in text
+    title, *rest = "".join(notebook["cells"][0]["source"]).split("\n")
+    notebook["cells"][0]["source"] = "\n".join([title, "", reading_time(notebook), *rest])
     source[0] = json.dumps(notebook)
 
 
-def fold(cell: dict, text: str) -> None:
-    """Figures stand without the code that draws them, and chapters begin without their imports."""
-    tags = cell["metadata"].setdefault("tags", [])
+def with_solutions(cells: list[dict]):
+    """Each cell, and whether it belongs to the solution of an exercise."""
+    solution = False
+    for cell in cells:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            solution = "{solution-start}" in text or (solution and "{solution-end}" not in text)
+        yield cell, solution
+
+
+WORDS, EQUATION, LINE = 200, 0.5, 4 / 60  # a minute's words; minutes an equation, a line of code
+FORMULA = re.compile(r"```\{math\}.*?```|\$\$.*?\$\$", re.DOTALL)
+
+
+def reading_minutes(notebook: dict) -> float:
+    """From words, displayed equations and visible code, without the solutions of exercises."""
+    minutes = 0.0
+    for cell, solution in with_solutions(notebook["cells"]):
+        text = "".join(cell["source"])
+        if solution:
+            continue
+        if cell["cell_type"] == "markdown":
+            minutes += len(FORMULA.findall(text)) * EQUATION
+            minutes += len(FORMULA.sub("", text).split()) / WORDS
+        elif not hidden(cell):
+            minutes += sum(bool(line.strip()) for line in text.split("\n")) * LINE
+    return minutes
+
+
+def reading_time(notebook: dict) -> str:
+    minutes = max(5, 5 * round(reading_minutes(notebook) / 5))
+    return f"*{minutes} minutes to read, without the exercises' solutions.*"
+
+
+def hidden(cell: dict) -> str:
+    """What a page folds away of this cell: figures stand without the code that draws them."""
+    text, tags = "".join(cell["source"]), cell["metadata"].get("tags", [])
     if "plt.show()" in text:
-        what = "the code of this figure"
-    elif "parameters" in tags:
-        what = "the parameters of this chapter"
-    elif re.search(r"^device = begin\(", text, re.MULTILINE):
-        what = "the imports"
-    else:
+        return "the code of this figure"
+    if "parameters" in tags:
+        return "the parameters of this chapter"
+    if re.search(r"^device = begin\(", text, re.MULTILINE):
+        return "the imports"
+    return "this code" if {"hide-input", "hide-cell", "remove-cell"} & set(tags) else ""
+
+
+def fold(cell: dict) -> None:
+    what = hidden(cell)
+    if not what:
         return
-    tags.append("hide-input")
+    cell["metadata"].setdefault("tags", []).append("hide-input")
     prompts = {"code_prompt_show": f"Show {what}", "code_prompt_hide": f"Hide {what}"}
     cell["metadata"]["mystnb"] = cell["metadata"].get("mystnb", {}) | prompts
 
