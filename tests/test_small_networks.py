@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.special import expit
 from scipy.stats import norm, spearmanr
 
 from soundgreeks import bachelier, significance, weights
@@ -22,7 +23,7 @@ SEEDS = range(10)
 
 
 def silu(x):
-    return x / (1 + np.exp(-x))
+    return x * expit(x)
 
 
 @cache
@@ -92,7 +93,7 @@ LOWEST, STEEPEST = -1.2784645427610738, 2.3993572805154674  # of SiLU, and of it
 
 
 def slope(x):
-    s = 1 / (1 + np.exp(-x))
+    s = expit(x)
     return s * (1 + x * (1 - s))
 
 
