@@ -109,7 +109,6 @@ def test_every_number_says_what_it_is_held_against():
     found = reference.counts(reference.load().values())
     assert list(found) == list(reference.EVIDENCE) and sum(found.values()) == len(reference.load())
     for entry in reference.load().values():
-        assert entry.paper == "" or entry.evidence == "external", entry.key
         own = entry.source.startswith(("own run", "read from"))
         assert not own or entry.evidence in ("regression", "quotation"), entry.key
 
@@ -118,7 +117,7 @@ def test_the_share_that_is_held_against_something_else_does_not_fall():
     """A ratchet: raise it with the share, never lower it."""
     found = reference.counts(reference.load().values())
     share = (found["external"] + found["independent"]) / sum(found.values())
-    assert math.floor(100 * share) >= 41, found
+    assert math.floor(100 * share) >= 70, found
 
 
 def test_check_prints_the_claim_and_returns_the_value(capsys):

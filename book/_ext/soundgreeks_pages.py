@@ -80,7 +80,8 @@ def summary(book: Path) -> str:
     total = sum(counts.values())
     shares = [f"{n} ({n / total:.0%}) {name}" for name, n in counts.items()]
     rest = (counts["external"] + counts["independent"]) / total
-    words = [row[len(HEADER) + 1].strip("*") for row in scoreboard(book, "external")[1:]]
+    tables = (scoreboard(book, evidence) for evidence in counts)
+    words = [row[len(HEADER) + 1].strip("*") for table in tables for row in table[1:]]
     papers = ", ".join(f"{words.count(word)} {word}" for word in ("better", "same", "worse"))
     return (
         f"**{total} numbers: {', '.join(shares)}.** So {rest:.0%} are held "
