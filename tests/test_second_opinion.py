@@ -24,6 +24,7 @@ from soundgreeks.operators import PRESETS, PricingProblem
 F64 = torch.float64
 STORED = {
     "printed": "deepsvm", "anchor": "paper_anchor", "implied": "paper_implied", "sound": "sound",
+    "points": "paper_points",
 }  # fmt: skip
 
 

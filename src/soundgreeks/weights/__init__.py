@@ -42,7 +42,7 @@ def available() -> list[str]:
     """Names of the networks shipped with the package.
 
     >>> [name for name in available() if "paper" in name]
-    ['paper_anchor', 'paper_implied']
+    ['paper_anchor', 'paper_implied', 'paper_points']
     """
     return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
