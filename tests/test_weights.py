@@ -143,7 +143,7 @@ def test_not_safetensors(tmp_path):
         weights.load(tmp_path / "net")
 
 
-OPERATORS = ["deepsvm", "paper_anchor", "paper_implied", "sound"]
+OPERATORS = ["deepsvm", "paper_anchor", "paper_implied", "paper_points", "sound"]
 
 
 def test_what_is_shipped_is_an_operator_or_a_group():
