@@ -25,7 +25,8 @@ def measured(book: Path) -> dict[str, list[tuple[float, bool, str]]]:
     """For each key what the stored outputs in `book` got, whether it was judged, and a link."""
     found: dict[str, list[tuple[float, bool, str]]] = {}
     for name, path in runner.chapters(book).items():
-        link = f"[chapter\N{NO-BREAK SPACE}{int(name[:2])}](/{path.relative_to(book).as_posix()})"
+        number = name.partition("_")[0].removeprefix("0")
+        link = f"[chapter\N{NO-BREAK SPACE}{number}](/{path.relative_to(book).as_posix()})"
         for verdict in runner.verdicts(nbformat.read(path, as_version=4)):
             key = verdict["key"]
             if key not in reference.load():
