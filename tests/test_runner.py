@@ -85,6 +85,19 @@ def test_bad_input_is_one_clear_error(project, capsys, arguments, named):
     assert path.read_bytes() == before and not (path.parents[1] / "build").exists()
 
 
+def test_a_chapter_of_two_pages_is_found_by_number_and_letter(project):
+    first = project()
+    book, second = first.parent, first.with_name("01b_more.ipynb")
+    second.write_bytes(first.read_bytes())
+    contents = book / "_toc.yml"
+    contents.write_text(contents.read_text() + "  - file: 01b_more\n")
+    for name, path in {"1": first, "01": first, "1b": second, "01b": second}.items():
+        assert list(runner.select(book, [name]).values()) == [path]
+    for unknown in ("b", "01c", "1_"):
+        with pytest.raises(ValueError, match="chapter must be one of 01_one, 01b_more"):
+            runner.select(book, [unknown])
+
+
 def test_run_leaves_the_committed_notebook_and_promote_is_idempotent(project, capsys):
     path = project("import sys; print('x', file=sys.stderr); print('a')", checked=True)
     before = path.read_bytes()

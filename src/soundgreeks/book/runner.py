@@ -115,7 +115,7 @@ def read(path: Path):
 
 
 def select(book: Path, names: list[str]) -> dict[str, Path]:
-    """The chapters called `names`, all for none: ``01_heston_transform``, a path, or ``1``.
+    """The chapters called `names`, all for none: ``01_heston_transform``, a path, ``1`` or ``1b``.
 
     Raises
     ------
@@ -126,7 +126,8 @@ def select(book: Path, names: list[str]) -> dict[str, Path]:
     chosen = {}
     for name in names:
         stem = Path(name).stem
-        match = [k for k in known if k == stem or (stem.isdigit() and k[:2] == stem.zfill(2))]
+        number = re.sub(r"^\d+", lambda digits: digits.group().zfill(2), stem)
+        match = [k for k in known if stem == k or number == k.partition("_")[0]]
         require(len(match) == 1, "chapter", repr(name), f"one of {', '.join(known)}")
         chosen[match[0]] = known[match[0]]
     return chosen or known
