@@ -1,10 +1,13 @@
 """The table of statistics: zero for the truth, right for errors put in on purpose."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from soundgreeks import black_scholes, evaluation, heston
+from soundgreeks import black_scholes, equation, evaluation, heston
 from soundgreeks.models.heston import Greeks
+from soundgreeks.operators import PRESETS, Operator, PricingProblem
 
 F64 = torch.float64
 
@@ -95,3 +98,19 @@ def test_sets_are_fresh_by_seed_and_cover_every_region():
     assert "near Feller" in text and "worst negative Gamma: 0" in text
     with pytest.raises(ValueError, match="n must be an integer of at least 100"):
         evaluation.draw(0, 5)
+
+
+def test_a_fresh_loss_is_the_mean_over_points_of_its_own():
+    """The physics term by one pass; the points follow from `seed`, not from the operator's own."""
+    config = replace(PRESETS["smoke"], atm=0, boundary=0, boundary_second=0)
+    losses = []
+    for own in (0, 1):
+        operator = Operator(replace(config, seed=own)).double()
+        operator.load_state_dict(Operator(config).double().state_dict())
+        losses.append(evaluation.fresh_loss(operator, points=64, seed=5))
+    assert losses[0] == losses[1] != evaluation.fresh_loss(operator, points=64, seed=6)
+    at = PricingProblem(operator, replace(config, seed=5, points=64)).sets["physics"]
+    assert at.count == 64 and at.p.shape == at.x.shape
+    squared = equation.residual(operator.jet(at.x, at.state, at.tau, at.p), at.state, at.p) ** 2
+    expected = float((squared + config.lambda_max * squared**2).mean().detach())
+    assert losses[0]["physics"] == pytest.approx(expected, rel=1e-12)

@@ -4,7 +4,7 @@ The statistics that DeepSVM does not print, on points that no training run has s
 drawn afresh from a seed given at run time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..models import black_scholes, heston, paths
 from ..models.domain import Domain
 from ..models.model import Model, as_states
 from .collocation import parameters_near_edge
+from .problem import PricingProblem
 
 TAU_LOW = 0.005
 """Shortest maturity evaluated: at tau = 0 every ansatz is exact or not differentiable."""
@@ -243,6 +244,26 @@ def errors(operator, data: EvaluationSet) -> dict[str, dict[str, float]]:
 
 def _first(data: EvaluationSet) -> Tensor:
     return torch.arange(len(data.x), device=data.x.device) < 6 * (len(data.x) // 10)
+
+
+@torch.no_grad()
+def fresh_loss(operator, points: int = 2**13, seed: int = 2026) -> dict[str, float]:
+    """The terms of eq. 11 on points that training never saw, each with parameters of its own.
+
+    The operator's own loss, terms and weights, on `points` in the domain, as many at the money and
+    a quarter as many on the edges; "fresh loss" is the sum. A loss on fitted points flatters.
+
+    >>> found = fresh_loss(weights.load("sound"), points=512)
+    >>> list(found), found["fresh loss"] == sum(list(found.values())[:-1])
+    (['physics', 'atm', 'boundary', 'fresh loss'], True)
+    """
+    sizes = dict(points=points, atm=points, boundary=points // 4, boundary_second=0, chunk=4096)
+    problem = PricingProblem(operator, replace(operator.config, seed=seed, **sizes))
+    terms = {"physics": 0.0, "atm": 0.0, "boundary": 0.0}
+    for part in problem.parts():
+        for name, value in part.items():
+            terms[name] += float(value)
+    return terms | {"fresh loss": sum(terms.values())}
 
 
 def sensitivities(operator, data: EvaluationSet, n: int = 1000) -> dict[str, float]:
