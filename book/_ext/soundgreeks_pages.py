@@ -2,7 +2,8 @@
 
 The stored text of a check names no measured digit, so that every machine prints the same and the
 tests can compare it. A reader wants that digit: it travels in the output's metadata, and here
-becomes a line, or for the checks of one cell a folded table.
+becomes a line, or for the checks of one cell a folded table. Numbers are set here as a person would
+write them, and chapters get the number of their file.
 """
 
 import base64
@@ -12,20 +13,34 @@ from collections import Counter
 from pathlib import Path
 
 import nbformat
+from docutils import nodes
+from scipy.stats import chi2
+from sphinx import addnodes
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxDirective
 
-from soundgreeks import weights
+from soundgreeks import bachelier, weights
 from soundgreeks.book import reference, runner
 
 HEADER = ["number", "reference", "the book gets", "agrees"]
 PAPER = ["the paper has", "ours is"]
+
+CHAPTER = re.compile(r"0*(\d+[a-z]?)_")
+
+
+def chapter_number(name: str) -> str:
+    """What a chapter is called by: ``07_iasa`` -> "7", ``07b_sizes`` -> "7b", ``00_why`` -> "0"."""
+    found = CHAPTER.match(name)
+    if not found:
+        raise ValueError(f"a chapter's file must be called like 07_name or 07b_name, got {name!r}")
+    return found[1]
 
 
 def measured(book: Path) -> dict[str, list[tuple[float, bool, str]]]:
     """For each key what the stored outputs in `book` got, whether it was judged, and a link."""
     found: dict[str, list[tuple[float, bool, str]]] = {}
     for name, path in runner.chapters(book).items():
-        number = name.partition("_")[0].removeprefix("0")
+        number = chapter_number(name)
         link = f"[chapter\N{NO-BREAK SPACE}{number}](/{path.relative_to(book).as_posix()})"
         for verdict in runner.verdicts(nbformat.read(path, as_version=4)):
             key = verdict["key"]
@@ -185,6 +200,7 @@ def rewrite(app, docname, source):
                 fold(cell)
             show_checks(cell)
     title, *rest = "".join(notebook["cells"][0]["source"]).split("\n")
+    title = f"# {chapter_number(Path(docname).name)}. {title.removeprefix('# ')}"
     notebook["cells"][0]["source"] = "\n".join([title, "", reading_time(notebook), *rest])
     source[0] = json.dumps(notebook)
 
@@ -260,7 +276,72 @@ def is_check(output: dict) -> bool:
     return "soundgreeks" in output.get("metadata", {})
 
 
+MINUS, TIMES, GAP = "\N{MINUS SIGN}", "\N{MULTIPLICATION SIGN}", "\N{NO-BREAK SPACE}"
+# A number with an exponent or a sign; a hyphen within a word, a date or a range is none.
+NUMBER = re.compile(r"((?<![\w.)\]}{^-])-)?((?<![\w.])\d+(?:\.\d+)?)(?:e([+-]?\d+)(?!\w))?")
+
+
+def spelt(match: re.Match) -> list[nodes.Node]:
+    """2.2e-03 as 2.2 x 10^-3 with a true superscript; what is near one, as a plain decimal."""
+    sign, digits, exponent = match.groups()
+    sign = MINUS if sign else ""
+    if exponent is None:
+        return [nodes.Text(sign + digits)]
+    power, places = int(exponent), len(digits.partition(".")[2])
+    if float(digits) == 0:
+        return [nodes.Text("0")]
+    if -2 <= power <= 3:
+        return [nodes.Text(f"{sign}{float(digits) * 10.0**power:,.{max(0, places - power)}f}")]
+    factor = "" if digits == "1" else f"{digits}{GAP}{TIMES}{GAP}"
+    raised = str(power).replace("-", MINUS)
+    return [nodes.Text(f"{sign}{factor}10"), nodes.superscript(raised, raised)]
+
+
+def typeset(text: str) -> list[nodes.Node]:
+    """The text with its numbers as a person would write them."""
+    found, end = [], 0
+    for match in NUMBER.finditer(text):
+        if match[1] or match[3]:
+            found += [nodes.Text(text[end : match.start()]), *spelt(match)]
+            end = match.end()
+    return [node for node in (*found, nodes.Text(text[end:])) if node.astext()]
+
+
+CODE = (nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.raw)
+EXACT = (*CODE, nodes.FixedTextElement, addnodes.desc_signature)  # stays as it was typed
+
+
+class Numbers(SphinxPostTransform):
+    """`typeset` on the text of every page: prose, glue, checks, tables, the record."""
+
+    default_priority = 20  # after glue from other pages is in its place
+
+    def run(self):
+        for text in list(self.document.findall(nodes.Text)):
+            above = text.parent
+            while above is not None and not isinstance(above, EXACT):
+                above = above.parent
+            if above is None:
+                text.parent.replace(text, typeset(text.astext()))
+
+
 EXPLORED = ("sound", "deepsvm")
+BASKET = {  # file and name of the networks on the basket's page
+    "oversized": ("oversized", "decay"),
+    "pruned": ("pruned", "IASA.0"),
+    "tuned": ("finetuned", "model.sobolev.pruned.0"),
+}
+
+
+def encoded(tensors: dict) -> dict:
+    """Shapes, and the numbers as float32 in base64: what a browser reads without a library."""
+    return {
+        key: {
+            "shape": list(value.shape),
+            "data": base64.b64encode(value.numpy().astype("<f4").tobytes()).decode(),
+        }
+        for key, value in tensors.items()
+    }
 
 
 def explorer_weights() -> str:
@@ -269,20 +350,34 @@ def explorer_weights() -> str:
     for name in EXPLORED:
         tensors, provenance = weights.read(name)
         config = {k: provenance["config"][k] for k in ("network", "activation", "ansatz", "domain")}
-        data = {
-            key: {
-                "shape": list(value.shape),
-                "data": base64.b64encode(value.numpy().astype("<f4").tobytes()).decode(),
-            }
-            for key, value in tensors.items()
-        }
-        found[name] = {"config": config, "tensors": data}
+        found[name] = {"config": config, "tensors": encoded(tensors)}
     return f"window.SOUNDGREEKS = {json.dumps(found)};\n"
+
+
+def basket_weights() -> str:
+    """The basket of part II and its networks, oversized, pruned and fine-tuned, as a script."""
+    basket = bachelier.Basket.random()
+    found: dict = {"basket": {}, "networks": {}}
+    for key in ("weights", "vols", "factor"):
+        found["basket"][key] = getattr(basket, key).tolist()
+    for key in ("strike", "centre", "spread"):
+        found["basket"][key] = getattr(basket, key)
+    found["basket"]["deviation"] = float(basket.volatility) * basket.maturity**0.5
+    found["basket"]["rare"] = float(chi2.ppf(0.99, basket.dim))  # one training spot in a hundred
+    for label, (file, name) in BASKET.items():
+        group, provenance = weights.read_networks(file)
+        network = group[name]
+        inner = {f"network.{k}": v for k, v in network.network.state_dict().items()}
+        frame = encoded(dict(network.named_buffers(recurse=False)))
+        about = {"activation": provenance["activation"], "frame": frame}
+        found["networks"][label] = about | {"tensors": encoded(inner)}
+    return f"window.BASKET = {json.dumps(found)};\n"
 
 
 def write_explorer(app, exception):
     if exception is None and app.builder.format == "html":
         (Path(app.outdir) / "explorer/weights.js").write_text(explorer_weights())
+        (Path(app.outdir) / "basket/weights.js").write_text(basket_weights())
 
 
 def skip_fields(app, what, name, obj, skip, options):
@@ -319,6 +414,7 @@ def setup(app):
     app.connect("autodoc-skip-member", skip_fields)
     app.connect("build-finished", write_explorer)
     app.connect("html-page-context", without_thebe, priority=900)
+    app.add_post_transform(Numbers)
     app.add_directive("scoreboard", Scoreboard)
     app.add_directive("run-status", RunStatus)
     return {"parallel_read_safe": False, "parallel_write_safe": True}

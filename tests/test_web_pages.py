@@ -1,0 +1,144 @@
+"""What the build makes of numbers, titles and links, without a browser."""
+
+import importlib
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import yaml
+from docutils import nodes
+from docutils.utils import new_document
+
+from soundgreeks.book import runner
+
+ROOT = runner.find_root()
+BOOK = ROOT / "book"
+CHAPTERS = runner.chapters(BOOK)
+
+
+@pytest.fixture(scope="module")
+def pages():
+    """The book's own extension."""
+    folder = str(BOOK / "_ext")
+    sys.path.insert(0, folder)
+    module = importlib.import_module("soundgreeks_pages")
+    sys.path.remove(folder)
+    return module
+
+
+def as_html(found) -> str:
+    return "".join(
+        f"<sup>{node.astext()}</sup>" if isinstance(node, nodes.superscript) else node.astext()
+        for node in found
+    )
+
+
+@pytest.mark.parametrize(
+    ("typed", "set_as"),
+    {
+        "2.2e-03": "2.2 × 10<sup>−3</sup>",
+        "by -3.2e-13, or": "by −3.2 × 10<sup>−13</sup>, or",
+        "1e-07": "10<sup>−7</sup>",
+        "1.0e-07": "1.0 × 10<sup>−7</sup>",
+        "3.4e-02": "0.034",
+        "1.20e+00": "1.20",
+        "2.5e+03 and 6e+04": "2,500 and 6 × 10<sup>4</sup>",
+        "0.0e+00": "0",
+        "≤ 8e-12)": "≤ 8 × 10<sup>−12</sup>)",
+        "[-1, 1]": "[−1, 1]",
+        "-0.88 to -0.2": "−0.88 to −0.2",
+    }.items(),
+)
+def test_numbers_are_set_as_a_person_would(pages, typed, set_as):
+    assert as_html(pages.typeset(typed)).replace("\N{NO-BREAK SPACE}", " ") == set_as
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["2002-07-05", "3-3-1-2-2-2", "float-32", "x^{-2}", "a2e-3", "1.5e3m", "6 x 128", "e-5"],
+)
+def test_what_is_no_number_stays(pages, typed):
+    assert as_html(pages.typeset(typed)) == typed
+
+
+def test_code_and_formulas_stay(pages):
+    document = new_document("page")
+    document += nodes.paragraph("", "", nodes.Text("-1e-05 "), nodes.literal("", "-1e-05"))
+    document += nodes.literal_block("", "-1e-05")
+    document += nodes.paragraph("", "", nodes.math("", "-1"), nodes.inline("", "7e-9"))
+    pages.Numbers(document).run()
+    assert document.astext().replace("\N{NO-BREAK SPACE}", " ").split("\n\n") == [
+        "−10−5 -1e-05",
+        "-1e-05",
+        "-17 × 10−9",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), {"00_why": "0", "01_a": "1", "01b_c": "1b", "10_z": "10"}.items()
+)
+def test_a_chapter_is_called_by_its_file(pages, name, number):
+    assert pages.chapter_number(name) == number
+    notebook = {"cells": [{"cell_type": "markdown", "source": "# The title\n\nText."}]}
+    source = [json.dumps(notebook)]
+    app = SimpleNamespace(env=SimpleNamespace(doc2path=lambda docname: f"{docname}.ipynb"))
+    pages.rewrite(app, f"part/{name}", source)
+    first = json.loads(source[0])["cells"][0]["source"]
+    assert first.startswith(f"# {number}. The title\n") and first.endswith("Text.")
+
+
+def test_a_file_without_a_number_is_refused(pages):
+    with pytest.raises(ValueError, match="07_name"):
+        pages.chapter_number("intro")
+
+
+def texts():
+    """The prose of each page, by path: markdown files and the markdown cells of the chapters."""
+    contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
+    files = [e["file"] for part in contents["parts"] for e in part["chapters"] if "file" in e]
+    found = {BOOK / f"{f}.md": "" for f in ("intro", *files) if (BOOK / f"{f}.md").is_file()}
+    found = {path: path.read_text() for path in found}
+    for path in CHAPTERS.values():
+        cells = nbformat.read(path, 4).cells
+        found[path] = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    return found
+
+
+LINK = re.compile(r"\[[Cc]hapter[ \xa0](\d+[a-z]?)\]\(([^)#]+)")
+
+
+def test_links_to_chapters_say_the_number_of_the_file(pages):
+    links = [(path, *found) for path, text in texts().items() for found in LINK.findall(text)]
+    assert len(links) > 40
+    wrong = []
+    for path, number, target in links:
+        name = target.rpartition("/")[2].removesuffix(".ipynb").removesuffix(".html")
+        if pages.chapter_number(name) != number:
+            wrong.append((path.name, number, target))
+    assert wrong == []
+
+
+def test_the_glossary_is_in_order_and_each_term_has_its_chapter():
+    text = (BOOK / "glossary.md").read_text()
+    entries = re.findall(r"^(\S.*)\n  (.+)$", text.partition("{glossary}\n")[2], re.MULTILINE)
+    terms = [term.lower() for term, _ in entries]
+    assert len(terms) >= 40 and terms == sorted(terms)
+    for term, meaning in entries:
+        (target,) = [target for _, target in LINK.findall(meaning)]
+        assert (BOOK / target).is_file(), term
+
+
+def test_the_weights_of_the_basket_page_are_small_and_whole(pages):
+    text = pages.basket_weights()
+    assert len(text) < 1.5e6
+    found = json.loads(text.removeprefix("window.BASKET = ").removesuffix(";\n"))
+    assert set(found["networks"]) == {"oversized", "pruned", "tuned"}
+    shapes = [
+        [t["shape"] for k, t in net["tensors"].items() if k.endswith("weight")]
+        for net in found["networks"].values()
+    ]
+    assert [len(s) for s in shapes] == [7, 7, 7]
+    assert [shape[0] for shape in shapes[2]] == [3, 3, 1, 2, 2, 2, 1]
