@@ -76,9 +76,9 @@ const Explorer = (() => {
 
   // -- networks ----------------------------------------------------------------------------------
 
-  // A residual MLP on jets: h <- h + act(W h + b) from the second hidden layer on. The three channels
-  // lie in arrays of their own, for speed.
-  function perceptron(layers, activation, inputs) {
+  // An MLP on jets; a residual one has h <- h + act(W h + b) from the second hidden layer on. The three
+  // channels lie in arrays of their own, for speed.
+  function perceptron(layers, activation, inputs, skips = true) {
     let h = [0, 1, 2].map((channel) => Float64Array.from(inputs, (a) => a[channel]));
     layers.forEach(({ weight, bias, rows, columns }, i) => {
       const [value, slope, bend] = h, out = h.map(() => new Float64Array(rows));
@@ -91,7 +91,7 @@ const Explorer = (() => {
         }
         let jet = [a, b, c];
         if (i < layers.length - 1) jet = activation(jet);
-        const residual = i > 0 && i < layers.length - 1;
+        const residual = skips && i > 0 && i < layers.length - 1;
         for (const channel of [0, 1, 2]) {
           out[channel][row] = jet[channel] + (residual ? h[channel][row] : 0);
         }
@@ -106,11 +106,12 @@ const Explorer = (() => {
     return Float64Array.from(new Float32Array(bytes.buffer));
   }
 
-  function layersOf(tensors, prefix) {
+  // Layers called prefix.0, prefix.1, ...; where activations are counted too, every second one.
+  function layersOf(tensors, prefix, stride = 1) {
     const layers = [];
-    for (let i = 0; tensors[`${prefix}.layers.${i}.weight`]; i++) {
-      const { shape, data } = tensors[`${prefix}.layers.${i}.weight`];
-      const bias = floats(tensors[`${prefix}.layers.${i}.bias`].data);
+    for (let i = 0; tensors[`${prefix}.${i}.weight`]; i += stride) {
+      const { shape, data } = tensors[`${prefix}.${i}.weight`];
+      const bias = floats(tensors[`${prefix}.${i}.bias`].data);
       layers.push({ weight: floats(data), bias, rows: shape[0], columns: shape[1] });
     }
     return layers;
@@ -151,11 +152,11 @@ const Explorer = (() => {
     const activation = ACTIVATIONS[config.activation], price = ANSATZ[config.ansatz];
     if (!activation || !price) throw new Error(`no ${config.activation} or ${config.ansatz} here`);
     if (config.network === "similarity") {
-      const layers = layersOf(tensors, "network");
+      const layers = layersOf(tensors, "network.layers");
       return (nu, tau, p) => (x) =>
         price(perceptron(layers, activation, similarity(x, nu, tau, p))[0], x, nu, tau, p);
     }
-    const branch = layersOf(tensors, "network.branch"), trunk = layersOf(tensors, "network.trunk");
+    const branch = layersOf(tensors, "network.branch.layers"), trunk = layersOf(tensors, "network.trunk.layers");
     const scale = (part) => {
       const by = floats(tensors[`network.${part}_scale.scale`].data);
       const shift = floats(tensors[`network.${part}_scale.shift`].data);
@@ -244,5 +245,7 @@ const Explorer = (() => {
 
   const feller = (p) => 2 * p.kappa * p.theta > p.sigma ** 2;
 
-  return { operator, heston, greeks, feller, PARAMETERS };
+  const parts = { density, normal, perceptron, layersOf, floats, ACTIVATIONS };
+
+  return { operator, heston, greeks, feller, PARAMETERS, parts };
 })();
