@@ -1,10 +1,11 @@
 """The rendered pages in Chromium, with every request that would leave the machine refused.
 
-Run after ``make book``: ``make browser``.
+Run after ``make book``: ``make browser``, with the same ``BOOK=name`` if there was one.
 """
 
 import functools
 import http.server
+import os
 import re
 import shutil
 import threading
@@ -14,11 +15,11 @@ import torch
 import yaml
 from playwright.sync_api import expect, sync_playwright
 
-from soundgreeks import heston, weights
+from soundgreeks import bachelier, heston, sobolev, weights
 from soundgreeks.book import reference, runner
 
 ROOT = runner.find_root()
-HTML = ROOT / "build/book/_build/html"
+HTML = ROOT / "build" / os.environ.get("BOOK", "book") / "_build/html"
 CHAPTERS = {
     name: str(path.relative_to(ROOT / "book").with_suffix(".html"))
     for name, path in runner.chapters(ROOT / "book").items()
@@ -68,6 +69,60 @@ EVALUATE = """([name, cases]) => {
         const g = Explorer.greeks(make(nu, tau, {kappa, theta, sigma, rho, r}), x);
         return [g.price, g.delta, g.gamma];
     });
+}"""
+
+EVALUATE_BASKET = """([name, cases]) => {
+    const {truth, network} = BasketExplorer;
+    const price = name === "true" ? truth(BASKET.basket) : network(BASKET.networks[name]);
+    return cases.map(([spots, direction]) => {
+        const g = price(spots, direction);
+        return [g.price, g.delta, g.gamma];
+    });
+}"""
+
+# Visible text whose computed colour stands out too little from what is painted behind it, and
+# figures that are not drawn on light paper: with everything folded opened.
+UNREADABLE = """least => {
+    document.querySelectorAll("details").forEach(box => box.open = true);
+    const channels = color => {
+        const found = color.match(/[\\d.]+/g).map(Number);
+        const [r, g, b, a = 1] = found;
+        return color.startsWith("color(") ? [255 * r, 255 * g, 255 * b, a] : [r, g, b, a];
+    };
+    const light = color => color.slice(0, 3)
+        .map(v => v / 255 <= 0.03928 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    const over = (a, b) => [0, 1, 2].map(i => a[i] * a[3] + b[i] * (1 - a[3]));
+    const contrast = (a, b) => {
+        const [low, high] = [light(a), light(b)].sort((x, y) => x - y);
+        return (high + 0.05) / (low + 0.05);
+    };
+    function behind(box) {
+        const layers = [];
+        for (; box; box = box.parentElement) {
+            layers.push(channels(getComputedStyle(box).backgroundColor));
+            if (layers.at(-1)[3] === 1) break;
+        }
+        return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255]);
+    }
+    const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    let seen = 0;
+    while (walk.nextNode()) {
+        const text = walk.currentNode, box = text.parentElement, svg = box.closest("svg text");
+        if (!text.data.trim() || box.closest("script, style, .headerlink")) continue;
+        const all = {opacityProperty: true, visibilityProperty: true};
+        if (!svg && !box.checkVisibility(all)) continue;
+        const style = getComputedStyle(box), ground = behind(svg ? box.closest("svg") : box);
+        const ink = over(channels(svg ? style.fill : style.color), ground);
+        seen++;
+        if (contrast(ink, ground) < least) found.push(`${box.tagName}: ${text.data.slice(0, 40)}`);
+    }
+    for (const image of document.querySelectorAll("article img")) {
+        const [r, g, b, a] = channels(getComputedStyle(image).backgroundColor);
+        if (a < 1 || Math.min(r, g, b) < 200) found.push(`figure: ${image.src}`);
+        seen++;
+    }
+    return [seen, found];
 }"""
 
 
@@ -190,7 +245,7 @@ def test_search_finds_a_chapter_from_a_page(page):
     field.fill("Feller")
     field.press("Enter")
     page.wait_for_url(re.compile("search.html"))
-    result = page.locator("#search-results a", has_text="Heston transform").first
+    result = page.locator("#search-results a", has_text="1. The Heston transform").first
     result.click()
     expect(page.locator("article h1")).to_contain_text("Heston")
 
@@ -233,11 +288,50 @@ def test_nothing_is_cut_off(page, address, width):
     assert page.evaluate(CUT_OFF) == []
 
 
+@pytest.mark.parametrize(("name", "address"), CHAPTERS.items(), ids=CHAPTERS)
+def test_a_chapter_bears_the_number_of_its_file(page, name, address):
+    visit(page, f"/{address}")
+    number = re.match(r"0*(\d+[a-z]?)_", name)[1]
+    expect(page.locator("article h1")).to_have_text(re.compile(rf"^{number}\. \D"))
+    entry = page.locator(".bd-sidebar-primary li.current.active a.current").first
+    expect(entry).to_have_text(re.compile(rf"^\s*{number}\. \D"))
+
+
+@pytest.mark.parametrize("address", PAGES)
+def test_numbers_are_written_as_a_person_would(page, address):
+    visit(page, f"/{address}")
+    text = page.locator("article").evaluate(PROSE)
+    assert re.findall(r"\b\d[.\d]*e[-+]?\d+\b", text) == []
+    assert re.findall(r"(?:^|[\s(])-\d\S*", text) == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("mode", ["dark", "light"])
+@pytest.mark.parametrize(
+    "address", ["intro.html", CHAPTERS["07_iasa"], "scoreboard.html", "basket.html"]
+)
+def test_text_and_figures_can_be_read_in_both_modes(page, address, mode, width):
+    page.add_init_script(f"for (const k of ['mode', 'theme']) localStorage.setItem(k, '{mode}')")
+    page.set_viewport_size({"width": width, "height": 900})
+    visit(page, f"/{address}")
+    assert page.evaluate("document.documentElement.dataset.theme") == mode
+    page.wait_for_timeout(300)  # colours fade from one mode to the other
+    seen, unreadable = page.evaluate(UNREADABLE, 4.5)
+    assert seen > 50 and unreadable == []
+
+
+def test_text_that_cannot_be_read_would_be_seen(page):
+    visit(page, "/intro.html")
+    page.evaluate("document.querySelector('article p').style.color = '#999'")
+    _, unreadable = page.evaluate(UNREADABLE, 4.5)
+    assert len(unreadable) > 0
+
+
 def test_checks_show_what_was_measured(page):
     visit(page, f"/{CHAPTERS['01_heston_transform']}")
     lines, tables = page.locator("div.check"), page.locator("details.checks")
     assert lines.count() > 0 and tables.count() > 0
-    assert re.search(r"✓ .*: [-.\de]+ \(\w+: ", lines.first.inner_text())
+    assert re.search(r"✓ .*: [−.\d]+( × 10−?\d+)? \(\w+: ", lines.first.inner_text())
     expect(tables.first.locator("table")).to_be_hidden()
     tables.first.locator("summary").click()
     expect(tables.first.locator("table")).to_be_visible()
@@ -275,6 +369,54 @@ def test_the_explorer_obeys_the_keyboard_and_keeps_its_state(page, width):
     link = page.locator("article a", has_text="chapter 5")
     link.click()
     expect(page.locator("article h1")).to_contain_text("Greeks noise")
+
+
+@pytest.mark.parametrize("name", ["true", "oversized", "pruned", "tuned"])
+def test_the_basket_page_computes_what_the_core_computes(page, name):
+    """Price, Delta and Gamma at 1,000 spots, half of them along all assets, half along one."""
+    visit(page, (HTML / "basket.html").as_uri())
+    exact, n = bachelier.Basket.random(), 1000
+    spots = exact.spots(n, generator=torch.Generator().manual_seed(7))
+    lines = torch.ones(n, 7, dtype=torch.float64)
+    lines[n // 2 :] = torch.eye(7).double()[torch.arange(n // 2) % 7]
+    cases = [list(case) for case in zip(spots.tolist(), lines.tolist(), strict=True)]
+    found = torch.tensor(page.evaluate(EVALUATE_BASKET, [name, cases]), dtype=torch.float64)
+    files = {"oversized": "decay", "pruned": "IASA.0", "finetuned": "model.sobolev.pruned.0"}
+    file = {"tuned": "finetuned"}.get(name, name)
+    if name == "true":
+        price, along = exact.greeks(spots), lines @ exact.weights
+        core = [price.price, along * price.delta, along**2 * price.gamma]
+    else:
+        network = weights.read_networks(file)[0][files[file]].double()
+        g = sobolev.differentiate(network, spots, order=2, directions=torch.eye(7).double())
+        bend = (g.curvature * lines[:, None]).sum(2)
+        core = [g.value, (g.gradient * lines).sum(1), (bend * lines).sum(1)]
+    assert (found - torch.stack(core, dim=1)).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_basket_page_obeys_the_keyboard_and_keeps_its_state(page, width):
+    page.set_viewport_size({"width": width, "height": 900})
+    visit(page, (HTML / "basket.html").as_uri() + "#F3=60&line=3")
+    slider, line = page.get_by_label("F3"), page.get_by_label("Along the axis")
+    assert float(slider.input_value()) == pytest.approx(60, abs=0.1)
+    assert line.input_value() == "3" and page.locator(".uplot").count() == 6
+    price = page.locator("#explorer-table td").first
+    before, old = price.inner_text(), page.url
+    slider.focus()
+    for _ in range(20):
+        slider.press("ArrowRight")
+    expect(price).not_to_have_text(before)
+    delta = page.locator("#explorer-table td").nth(1)
+    one, _ = delta.inner_text(), line.focus()
+    line.press("Home")
+    expect(delta).not_to_have_text(one)
+    assert page.url != old and "line=0" in page.url
+    warning = page.locator("#explorer-warning")
+    expect(warning).to_be_empty()
+    page.get_by_label("F5").press("Home")
+    page.get_by_label("F7").press("End")
+    expect(warning).to_contain_text("training spots")
 
 
 def test_an_outside_request_would_be_seen(browser, server):
