@@ -218,6 +218,20 @@ def sqrt(a):
     return a.chain(f, f1, -0.5 * f1 / a.value)
 
 
+def power(a, exponent: float):
+    """a to the power of a number, of a positive tensor or jet; same shape.
+
+    >>> power(Jet(torch.tensor(4.0), x=1), 1.5)
+    Jet(8.0, {'x': tensor(3.), 'xx': tensor(0.3750)})
+    """
+    if exponent == 1:
+        return a
+    if not isinstance(a, Jet):
+        return a**exponent
+    f1, f2 = (exponent * a.value ** (exponent - 1), exponent * (exponent - 1))
+    return a.chain(a.value**exponent, f1, f2 * a.value ** (exponent - 2))
+
+
 def tanh(a):
     """tanh a, of a tensor or a jet; same shape.
 

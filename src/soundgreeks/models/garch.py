@@ -43,6 +43,7 @@ class Garch(Model):
     Parameters = Parameters
     domain = Domain(TABLE_I)  # without the Feller condition: this variance never reaches zero
     meaning = dict(kappa=POSITIVE, theta=NON_NEGATIVE, sigma=NON_NEGATIVE, rho=CORRELATION)
+    power = 1.0
 
     def variance(self, p, nu):
         return nu

@@ -87,6 +87,7 @@ class Heston(Model):
     meaning = dict(kappa=POSITIVE, theta=NON_NEGATIVE, sigma=NON_NEGATIVE, rho=CORRELATION)
     conditions = {"feller": satisfies_feller}
     closed_form = True
+    power = 0.5
 
     def variance(self, p, nu):
         return nu

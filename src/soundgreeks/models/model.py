@@ -23,6 +23,7 @@ from torch import Tensor
 from .._validate import extremes, require, tensors
 from ..arithmetic import jets
 from ..arithmetic.jets import Jet, Pairs
+from . import smile
 from .domain import Domain
 
 Terms = Sequence[tuple[Tensor | float, Tensor | float]]
@@ -139,6 +140,8 @@ class Model:
     separable : whether `variance` does not depend on the parameters; the residual of a linear
         ansatz is then a matrix product
     closed_form : whether `greeks` is exact
+    power : of a variance with the drift kappa (theta - nu) and the noise sigma nu^power, which
+        `smile_moments` is for; None for any other
     """
 
     name: str
@@ -150,6 +153,7 @@ class Model:
     conditions: Mapping[str, Callable[..., Tensor]] = {}
     separable: bool = True
     closed_form: bool = False
+    power: float | None = None
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -332,6 +336,24 @@ class Model:
         0.3
         """
         return 1.0
+
+    def smile_moments(self, p, tau, y, *state):
+        """`smile.Moments` at ln total variance `y`; tensors, or jets and then so is the result.
+
+        >>> p = garch.MODEL.checked(garch.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        >>> tau, nu = torch.tensor([1.0, 0.04], dtype=torch.float64)
+        >>> garch.MODEL.smile_moments(p, tau, nu.log(), nu).spread  # of the integrated variance
+        tensor(0.0086, dtype=torch.float64)
+
+        Raises
+        ------
+        NotImplementedError
+            The variance is not of that kind.
+        """
+        if self.power is None:
+            raise NotImplementedError(f"{self.name} has no power: override smile_moments")
+        (nu,) = state
+        return smile.moments(p, tau, nu, y, self.power)
 
     # -- paths -----------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Networks that solve pricing equations."""
 
-from . import ansatz, collocation, equation, evaluation, networks
+from . import ansatz, collocation, correction, equation, evaluation, networks
 from .collocation import Points
 from .operator import PRESETS, Config, Operator
 from .problem import PricingProblem, train_operator
@@ -13,6 +13,7 @@ __all__ = [
     "PricingProblem",
     "ansatz",
     "collocation",
+    "correction",
     "equation",
     "evaluation",
     "networks",

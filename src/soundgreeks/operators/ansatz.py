@@ -8,6 +8,8 @@ smoothed   (e^x - 1) sigmoid((e^x - 1)/h) + tau softplus(N)             a smooth
 anchor     e^{-r tau} F(x + r tau, w) + tau N                           payoff, smoothness
 implied    e^{-r tau} F(x + r tau, w exp(N))                            payoff, smoothness and
                                                                         both no-arbitrage bounds
+smile      e^{-r tau} F(x + r tau, W exp(s N))                         the same, and the smile to
+                                                        second order in sigma
 =========  ==========================================================  =========================
 
 F is `black_scholes.call` and w the model's expected total variance; for a linear drift it solves
@@ -31,6 +33,7 @@ from ..arithmetic.jets import Jet
 from ..models import claims, heston
 from ..models.claims import Claim
 from ..models.model import Model, as_states
+from ..models.smile import Moments, correction
 
 SMOOTHING_WIDTH = 0.05
 
@@ -62,6 +65,16 @@ class At:
         """ln w; at tau = 0 the logarithm of the smallest variance that matters."""
         w = self.model.expected_variance(self.p, self.tau, *as_states(self.state))
         return jets.log(w.clamp_min(torch.finfo(w.value.dtype).eps ** 2))
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Of the integrated variance; they know no weights."""
+        return self.model.smile_moments(self.p, self.tau, self.y, *as_states(self.state))
+
+    @cached_property
+    def smile(self) -> Jet:
+        """What the second order in sigma adds to ln w."""
+        return correction(self.k, self.y, self.moments)
 
     @cached_property
     def root_tau(self) -> Jet:
@@ -125,12 +138,28 @@ def implied_scaled(n: Jet, at: At) -> Jet:
     return implied(at.root_tau * at.model.smile(at.p) * n, at)
 
 
+def smile(n: Jet, at: At) -> Jet:
+    r"""Black-Scholes at W exp(s N), W the expected variance with its `models.smile.correction`.
+
+    :math:`s = v/(1 + v)`, v the relative variance of the integrated variance, is the size of what
+    the correction leaves.
+
+    >>> p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+    >>> at = At(*map(Jet, torch.tensor([0.0, 0.04, 1.0], dtype=torch.float64)), p)  # x, nu, tau
+    >>> smile(Jet(torch.zeros((), dtype=torch.float64)), at).value  # the exact price is .1039
+    tensor(0.1038, dtype=torch.float64)
+    """
+    size = jets.sigmoid(jets.log(at.moments.spread.clamp_min(1e-12)))
+    return at.claim.anchor(at.k, at.y + at.smile + size * n, at.tau, at.p.r)
+
+
 ANSATZ: dict[str, Callable[..., Jet]] = {
     "printed": printed,
     "smoothed": smoothed,
     "anchor": anchor,
     "implied": implied,
     "implied_scaled": implied_scaled,
+    "smile": smile,
 }
 
 
@@ -155,4 +184,21 @@ def similarity_features(at: At) -> list[Jet]:
         at.root_tau,
         jets.tanh(at.k),
         *of_model,
+    ]
+
+
+def smile_features(at: At) -> list[Jet]:
+    """The same, and what the second order in sigma knows: of the network N in `smile`.
+
+    >>> p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+    >>> at = At(*map(Jet, torch.tensor([0.0, 0.04, 1.0], dtype=torch.float64)), p)  # x, nu, tau
+    >>> [round(float(feature.value), 3) for feature in smile_features(at)[-3:]]
+    [-1.192, 1.388, -0.036]
+    """
+    skew, _, spread = at.moments
+    return [
+        *similarity_features(at),
+        skew * 4,
+        jets.sqrt(spread.clamp_min(1e-9)) * 3,
+        at.smile * 2,
     ]

@@ -252,14 +252,16 @@ def draw_similar(
     model: Model = heston.MODEL,
     domain: Domain | None = None,
     spread: float = 1.6,
+    tau_power: float = 2.0,
     uniform_share: float = 0.15,
     edge_share: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Points:
     """Points where the price bends, whatever its scale: x normal with deviation spread sqrt(w).
 
-    States and tau are drawn as squares of uniforms, dense towards their lower ends, x clamped to
-    its range; a share `uniform_share` of the points has uniform x. Each has its own parameters.
+    States are drawn as squares of uniforms and tau as their power `tau_power`, dense towards their
+    lower ends, x clamped to its range; a share `uniform_share` of the points has uniform x. Each
+    has its own parameters.
 
     >>> points = draw_similar(64, spread=0.0, uniform_share=0.0)  # all at the money
     >>> float(points.x.abs().max()), points.count
@@ -270,7 +272,7 @@ def draw_similar(
     p = model.sample(n, domain, generator=generator)
     p = parameters_near_edge(p, edge_share, model, domain, generator=generator)
     state = tuple(domain.scale(s, v**2) for s, v in zip(model.states, u[1:], strict=False))
-    tau = domain.scale("tau", u[-2] ** 2)
+    tau = domain.scale("tau", u[-2] ** tau_power)
     w = model.expected_variance(p, tau, *state)
     z = torch.special.ndtri(u[0].clamp(1e-6, 1 - 1e-6))
     near = (spread * w.clamp_min(0).sqrt() * z).clamp(*domain["x"])

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from .._validate import require, tensors
 from ..arithmetic import jets
 from ..arithmetic.jets import Jet
-from ..models import heston
+from ..models import garch, heston
 from ..models.claims import CLAIMS
 from ..models.domain import Domain
 from ..models.model import MODELS, Greeks, as_states, delta_gamma
+from ..models.paths import Estimate
 from ..training import Phase
 from . import ansatz, equation
 from .collocation import MAPS
+from .correction import Corrected, Correction, estimate
 from .networks import MLP, DeepONet
 
 
@@ -36,7 +38,7 @@ class Config:
     Attributes
     ----------
     network : "deeponet" (branch and trunk) or "similarity" (one residual MLP, see
-        `ansatz.similarity_features`)
+        `ansatz.similarity_features` and, for the ansatz "smile", `ansatz.smile_features`)
     model, claim : names of a `models.Model` and a `claims.Claim`
     ansatz : a key of `ansatz.ANSATZ`
     domain : ranges of parameters, x, states and tau to collocate in; the model's own by default
@@ -52,6 +54,9 @@ class Config:
         points replaced in each, as fractions of the active set
     lambda_max, lambda_boundary, lambda_atm : weights of eqs. 11 and 12
     edge_share : share of parameter vectors moved next to the edge of the domain's condition
+    spread, tau_power : of fresh points, see `collocation.draw_similar`
+    early : years below which residuals count less, by the factor (tau/(tau + early))^{1/4}; there
+        they are large and matter to no price, as this is what they are integrated over
     chunk : residual points evaluated at a time; bounds memory, changes nothing else
 
     Raises
@@ -83,6 +88,9 @@ class Config:
     lambda_boundary: float = 1.0
     lambda_atm: float = 1.0
     edge_share: float = 0.0
+    spread: float = 1.6
+    tau_power: float = 2.0
+    early: float = 0.0
     chunk: int = 16_384
     phases: tuple[Phase, ...] = field(
         default=(Phase("adam", 10_000, 1e-4, halve_every=2_000), Phase("lbfgs", 5_000))
@@ -111,7 +119,8 @@ class Config:
             parts = value if isinstance(value, tuple) else (value,)
             whole = all(isinstance(v, int) and not isinstance(v, bool) for v in parts)
             require(whole and min(parts) >= least, name, value, f"whole and at least {least}")
-        for name in ("lambda_max", "lambda_boundary", "lambda_atm"):
+        names = ("lambda_max", "lambda_boundary", "lambda_atm", "spread", "tau_power", "early")
+        for name in names:
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, value, "finite and non-negative")
         require(0 <= self.edge_share <= 1, "edge_share", self.edge_share, "in [0, 1]")
@@ -168,6 +177,15 @@ _PAPER_GRID = Config(
     points=(256, 784), atm=(64, 64), boundary=(64, 32), boundary_second=(64, 32), chunk=65_536
 )
 
+# Where the paths of Table I really go, with points where the price bends.
+_VISITED = {"nu": (1e-4, 1.2), "x": (-3.5, 3.5), "tau": (5e-4, 1.0)}
+_SOUND = Config(
+    network="similarity", ansatz="smile", width=96, hidden=4, activation="silu",
+    sampling="fresh", points=6144, atm=0, boundary=0, boundary_second=0, lambda_max=0.0,
+    edge_share=0.25, spread=2.2, tau_power=1.6, early=0.1, domain=heston.TABLE_I | _VISITED,
+    phases=(Phase("soap", 10_000, 1.5e-2, warmup=100, epsilon=1e-15),),
+)  # fmt: skip
+
 PRESETS: dict[str, Config] = {
     "paper": Config(name="paper"),
     # Every point has parameters of its own, as in `paper`: as many as a CPU core can pay for.
@@ -181,12 +199,15 @@ PRESETS: dict[str, Config] = {
     "smoothed": replace(_LAPTOP, name="smoothed", ansatz="smoothed"),
     "anchor": replace(_LAPTOP, name="anchor", ansatz="anchor"),
     "implied": replace(_LAPTOP, name="implied", ansatz="implied"),
-    "sound": Config(
-        name="sound", network="similarity", ansatz="implied_scaled", width=64, hidden=4,
-        activation="silu", sampling="fresh", points=4096, atm=0, boundary=0, boundary_second=0,
-        lambda_max=0.0, edge_share=0.25,
-        domain=heston.TABLE_I | {"nu": (1e-4, 0.8), "x": (-2.5, 2.5), "tau": (5e-4, 1.0)},
-        phases=(Phase("soap", 6_000, 3e-3, warmup=100),),
+    "sound": replace(_SOUND, name="sound"),
+    "sound_small": replace(
+        _SOUND, name="sound_small", width=48, points=4096,
+        phases=(Phase("soap", 6_000, 2e-2, warmup=100, epsilon=1e-15),),
+    ),
+    "garch": replace(
+        _SOUND, name="garch", model="garch", width=64, points=4096,
+        domain=garch.MODEL.domain | _VISITED,
+        phases=(Phase("soap", 4_000, 2e-2, warmup=100, epsilon=1e-15),),
     ),
     "smoke": replace(
         _LAPTOP, name="smoke", width=16, latent=16, hidden=2, points=(8, 32), atm=(4, 8),
@@ -211,7 +232,7 @@ class Operator(nn.Module):
     check their arguments and are differentiable in all of them, parameters too.
 
     >>> sum(w.numel() for w in Operator(PRESETS["sound"]).parameters())
-    13185
+    29281
 
     Attributes
     ----------
@@ -245,7 +266,11 @@ class Operator(nn.Module):
         p = self.model.Parameters(*(torch.ones(()) for _ in self.model.Parameters._fields))
         one = Jet(torch.ones(()), pairs=self.model.pairs)
         at = ansatz.At(one, (one,) * len(self.model.states), one, p, self.model)
-        return len(ansatz.similarity_features(at))
+        return len(self._features(at))
+
+    def _features(self, at: ansatz.At) -> list[Jet]:
+        smile = self.config.ansatz == "smile"
+        return (ansatz.smile_features if smile else ansatz.similarity_features)(at)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -265,7 +290,7 @@ class Operator(nn.Module):
     def correction(self, at: ansatz.At, embedded: Tensor | None = None) -> Jet:
         """The network's output N as a jet; `embedded` is the branch's, if known from before."""
         if isinstance(self.network, MLP):
-            h = jets.stack(ansatz.similarity_features(at))
+            h = jets.stack(self._features(at))
             return h.jet(self.network.jet(h).data[..., 0].unbind(0))
         b = self.network.embed(at.p.stack()) if embedded is None else embedded
         return self.network.pair(b, self.network.basis([at.x, *as_states(at.state), at.tau]))
@@ -286,8 +311,8 @@ class Operator(nn.Module):
 
     # -- at the door -----------------------------------------------------------------------------
 
-    def price(self, x, state, tau, p) -> Tensor:
-        """Price in units of strike.
+    def price(self, x, state, tau, p, *, with_error=False, paths=2**12, seed=0):
+        """Price in units of strike; `with_error`, freed of its error by `correction.estimate`.
 
         >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
         >>> weights.load("sound").price(0.0, 0.04, 1.0, p)  # the exact price is .1039422
@@ -299,10 +324,12 @@ class Operator(nn.Module):
         state : instantaneous variance, >= 0; a tuple of the model's states if it has several
         tau : time to maturity in years, >= 0
         p : the model's parameters; everything broadcasts. Tensors of any device and dtype
+        with_error : subtract the error that `paths` paths of each option estimate, from `seed`
 
         Returns
         -------
-        Tensor of the broadcast shape, on the operator's device and in its dtype.
+        Tensor of the broadcast shape, on the operator's device and in its dtype; with its standard
+        error, a `correction.Corrected`.
 
         Raises
         ------
@@ -315,12 +342,17 @@ class Operator(nn.Module):
             An argument outside the domain of training, or its condition violated.
         """
         arguments = self._arguments(x, state, tau, p)
-        return self._in_pieces(self._value, 1, *arguments)[0]
+        found = self._in_pieces(self._value, 1, *arguments)[0]
+        if not with_error:
+            return found
+        off = self._correction(arguments, paths, seed, 0)
+        return Corrected(found - off.value, off.value_error)
 
-    def greeks(self, x, state, tau, p) -> Greeks:
+    def greeks(self, x, state, tau, p, *, with_error=False, paths=2**12, seed=0):
         """Price, Delta and Gamma (eqs. 15 and 16, K = 1), vega (d/dnu) and theta (-d/dtau).
 
-        Arguments and errors as for `price`. With several states vega is a tuple.
+        Arguments and errors as for `price`. With several states vega is a tuple. `with_error` the
+        result is a `paths.Estimate`: the first three, corrected, with their standard errors.
 
         >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
         >>> weights.load("sound").greeks(0.0, 0.04, 1.0, p).delta  # the exact Delta is .6919
@@ -328,7 +360,21 @@ class Operator(nn.Module):
         """
         arguments = self._arguments(x, state, tau, p)
         price, delta, gamma, *vega, theta = self._in_pieces(self._greeks, 5, *arguments)
+        if with_error:
+            off, e = self._correction(arguments, paths, seed, 2), torch.exp(-arguments[0])
+            delta, gamma = delta - e * off.slope, gamma - e * e * off.bend
+            errors = off.value_error, e * off.slope_error, e * e * off.bend_error
+            return Estimate(price - off.value, delta, gamma, *errors)
         return Greeks(price, delta, gamma, vega[0] if len(vega) == 1 else tuple(vega), theta)
+
+    def _correction(self, arguments, paths: int, seed: int, order: int) -> Correction:
+        x, state, tau, p = arguments
+        shape = _common_shape((x, *state, tau, *p))
+        x, tau, *state = (v.expand(shape).reshape(-1) for v in (x, tau, *state))
+        p = p.map(lambda v: v.expand(shape).reshape(-1))
+        options = dict(paths=paths, seed=seed, order=order)
+        found = estimate(self, x, tuple(state), tau, p, **options)
+        return Correction(*(v.view(shape) for v in found))
 
     def _value(self, x, state, tau, p, embedded=None) -> tuple[Tensor, ...]:
         x, tau, *states = (Jet(v, pairs=self.model.pairs) for v in (x, tau, *state))

@@ -96,7 +96,8 @@ class PricingProblem:
         c = self.config
         size = c.points if size is None else size
         if c.sampling == "fresh" and not isinstance(size, tuple):
-            return collocation.draw_similar(size, generator=generator, **self._domain)
+            where = dict(spread=c.spread, tau_power=c.tau_power, **self._domain)
+            return collocation.draw_similar(size, generator=generator, **where)
         return collocation.draw(size, x_map=c.x_map, generator=generator, **self._domain)
 
     def _edges(self, size, generator) -> Points:
@@ -185,6 +186,11 @@ class PricingProblem:
         r = equation.short_residual(u, state, p, self.model)
         return self.claim.condition(r, u.value, x)
 
+    def _early(self, residual: Tensor, tau: Tensor) -> Tensor:
+        """The residual as it counts: less in the last days."""
+        early = self.config.early
+        return residual * (tau / (tau + early)) ** 0.25 if early else residual
+
     def parts(self) -> Iterator[dict[str, Tensor]]:
         """The terms of eq. 11, piece by piece: physics, atm and boundary, with their weights."""
         c = self.config
@@ -192,7 +198,8 @@ class PricingProblem:
             pieces = self._pieces.get(name, ())
             count = sum(piece.count for piece, _ in pieces)
             for piece, fixed in pieces:
-                loss = equation.physics_loss(self.residual(piece, fixed), c.lambda_max)
+                r = self._early(self.residual(piece, fixed), piece.tau)
+                loss = equation.physics_loss(r, c.lambda_max)
                 yield {name: weight * (piece.count / count) * loss}
         edges = [piece for name in _EDGES for piece, _ in self._pieces.get(name, ())]
         count = sum(piece.count for piece in edges)
@@ -266,7 +273,7 @@ class _Row(nn.Module):
         if self.edge:
             u = problem.operator.value(x, tuple(state), tau, p)
             return self.weight * (u - problem.claim.edge(x, tau, p.r))
-        r = problem._by_jets(x, tuple(state), tau, p)
+        r = problem._early(problem._by_jets(x, tuple(state), tau, p), tau)
         return self.weight * r * torch.sqrt(1 + problem.config.lambda_max * r * r)
 
     def of_weights(self, weights: dict[str, Tensor], *row: Tensor) -> Tensor:

@@ -29,6 +29,8 @@ class Phase:
     schedule : "cosine" (down to a hundredth) or "one-cycle" (Smith and Topin, 2019; "adam" alone):
         up from rate/25 during three tenths of the steps, then down to rate/10000, by half cosines,
         and Adam's first beta the other way, .95 to .85 and back
+    epsilon : what "soap" adds to the root of its second moments. Where losses are 1e-9, gradients
+        are not large beside the usual 1e-8, and the steps shrink: then a smaller one
     decay : L2 penalty ("adam" alone): `decay` times the weights is added to their gradients
 
     Raises
@@ -45,6 +47,7 @@ class Phase:
     memory: int = 20
     schedule: str = "cosine"
     decay: float = 0.0
+    epsilon: float = 1e-8
 
     def __post_init__(self):
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
@@ -52,6 +55,7 @@ class Phase:
         for name, least in dict(steps=1, halve_every=0, warmup=0, memory=1).items():
             require_whole(name, getattr(self, name), least)
         require(is_real(self.rate) and self.rate > 0, "rate", self.rate, "finite and positive")
+        require(is_real(self.epsilon) and self.epsilon > 0, "epsilon", self.epsilon, "positive")
         require(
             is_real(self.decay) and self.decay >= 0, "decay", self.decay, "finite and non-negative"
         )

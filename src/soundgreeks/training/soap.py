@@ -23,7 +23,11 @@ class Soap(SOAP):
 
     def __init__(self, weights: dict[str, Tensor], phase: Phase):
         super().__init__(
-            trainable(weights), lr=phase.rate, weight_decay=0.0, precondition_frequency=10
+            trainable(weights),
+            lr=phase.rate,
+            weight_decay=0.0,
+            precondition_frequency=10,
+            eps=phase.epsilon,
         )
         self.phase = phase
 
