@@ -234,7 +234,7 @@ def test_a_file_without_networks_is_refused(stored, group, tmp_path):
 
 def test_the_readme_runs():
     text = (Path(__file__).parents[1] / "README.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    block, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     space = {}
     exec(block, space)
     exact = heston.call(0.0, 0.04, 0.5, space["p"])

@@ -6,6 +6,8 @@ r"""Interval adjoint significance analysis: which nodes of a network matter, and
 largest slope from it to the output, over a whole box of inputs at once. By the mean-value theorem
 no input of the box can move the output by more than S through that node alone. Networks are
 `nn.Sequential` of Linear layers with one activation between each two; none is changed in place.
+`of_nodes`, `of_inputs` and `prune` take a `sobolev.Standardised` one as well, with box and data in
+its raw units.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from .._validate import require
 from ..arithmetic import intervals
 from ..arithmetic.intervals import Interval, layers_of, trace
+from .sobolev import Standardised
 
 COMPENSATIONS = ("midpoint", "averaged", "mean", "none")
 CHUNK, CHUNK_GPU = 256, 4096  # boxes at a time: what a core's cache holds, what fills a GPU
@@ -101,10 +104,21 @@ def kd_cells(data: Tensor, cells: int) -> Interval:
     )
 
 
+def _inside(network: nn.Module, box: Interval, data: Tensor | None = None):
+    """A plain network with box and data; what a `Standardised` one sees of them, and is, inside."""
+    if not isinstance(network, Standardised):
+        return network, box, data
+    mean, spread = network.x_mean.double(), network.x_std.double()
+    dim = len(mean)
+    require(box.shape[-1:] == (dim,), "box", tuple(box.shape), f"of shape (..., {dim})")
+    inner = (box.to(torch.float64) - mean) / spread
+    return network.network, inner, data if data is None else (data - network.x_mean) / network.x_std
+
+
 # Significance
 
 
-def of_nodes(network: nn.Sequential, box: Interval, splits: int = 1) -> list[Tensor]:
+def of_nodes(network: nn.Sequential | Standardised, box: Interval, splits: int = 1) -> list[Tensor]:
     """Significance of every hidden node, eq. 3: one tensor (width,) a hidden layer.
 
     >>> of_nodes(*example())  # the last layer's first node matters least
@@ -125,6 +139,7 @@ def of_nodes(network: nn.Sequential, box: Interval, splits: int = 1) -> list[Ten
         As `trace` for the network and the box; `splits` as in `cells_of`.
     """
     extremes: list[tuple[Tensor, ...]] = []
+    network, box, _ = _inside(network, box)
     cells = cells_of(network, box, splits)
     chunk = CHUNK if cells.device.type == "cpu" else CHUNK_GPU
     for i in range(0, len(cells), chunk):
@@ -140,12 +155,13 @@ def of_nodes(network: nn.Sequential, box: Interval, splits: int = 1) -> list[Ten
     return [(hi - lo) * slope for lo, hi, slope in extremes]
 
 
-def of_inputs(network: nn.Sequential, box: Interval) -> Tensor:
+def of_inputs(network: nn.Sequential | Standardised, box: Interval) -> Tensor:
     """Significance of every input, eq. 2, box (inputs,) -> (inputs,); raises as `trace`.
 
     >>> of_inputs(*example())
     tensor([2.1229, 0.1589], dtype=torch.float64)
     """
+    network, box, _ = _inside(network, box)
     t = trace(network, box)
     return t.n[0].width * t.n_bar[0].mag.sum(-2)
 
@@ -219,6 +235,11 @@ def hidden_values(network: nn.Sequential, data: Tensor) -> list[Tensor]:
     tensor([[1.6934, 1.3769]], dtype=torch.float64)
     """
     linear, activation = layers_of(network)
+    dtype, inputs = linear[0].weight.dtype, linear[0].in_features
+    if data.dtype != dtype:
+        raise TypeError(f"data must be of the network's dtype, {dtype}, got {data.dtype}")
+    fits = data.ndim == 2 and data.shape[1] == inputs
+    require(fits, "data", tuple(data.shape), f"of shape (n, {inputs})")
     values, act = [], activation()
     for layer in linear[:-1]:
         data = act(layer(data))
@@ -283,7 +304,7 @@ def stand_ins(
         if data is None:
             low, high = (box.lo, box.hi) if box.ndim == 1 else (box.lo.amin(0), box.hi.amax(0))
             u = torch.quasirandom.SobolEngine(len(low)).draw(4096).to(low)
-            data = low + (high - low) * u
+            data = (low + (high - low) * u).to(layers_of(network)[0][0].weight.dtype)
         return [n.mean(0) for n in hidden_values(network, data)]
     if kind == "none":
         return [layer.weight.new_zeros(layer.out_features) for layer in layers_of(network)[0][:-1]]
@@ -295,7 +316,7 @@ def stand_ins(
 
 
 def prune(
-    network: nn.Sequential,
+    network: nn.Sequential | Standardised,
     keep: Sequence[int],
     *,
     box: Interval,
@@ -303,7 +324,7 @@ def prune(
     compensation: str = "mean",
     data: Tensor | None = None,
     scores: Sequence[Tensor] | None = None,
-) -> nn.Sequential:
+) -> nn.Sequential | Standardised:
     """A smaller copy: the `keep[l]` most significant nodes of every hidden layer l.
 
     A node leaves with its incoming and outgoing weights; its stand-in (`stand_ins`) times the
@@ -322,12 +343,22 @@ def prune(
 
     Raises
     ------
+    TypeError
+        As `trace` for the network; data in another dtype than the network's.
     ValueError
-        `keep` or `scores` do not fit the network, scores that are not finite (NaN would count as
-        the most significant; an infinite significance ranks nothing, take a smaller box), data
-        that are not finite, or an unknown compensation.
+        `keep`, `box`, `data` or `scores` do not fit the network, scores that are not finite (NaN
+        would count as the most significant; an infinite significance ranks nothing, take a smaller
+        box), data that are not finite, or an unknown compensation.
     """
+    inner, box, data = _inside(network, box, data)
+    small = _prune(inner, keep, box, splits, compensation, data, scores)
+    return network.around(small) if isinstance(network, Standardised) else small
+
+
+def _prune(network, keep, box, splits=1, compensation="mean", data=None, scores=None):
     linear, activation = layers_of(network)
+    inputs = linear[0].in_features
+    require(box.shape[-1:] == (inputs,), "box", tuple(box.shape), f"of shape (..., {inputs})")
     widths = [layer.out_features for layer in linear[:-1]]
     fits = len(keep) == len(widths) and all(1 <= k <= w for k, w in zip(keep, widths, strict=False))
     require(fits, "keep", list(keep), f"one number a hidden layer, between 1 and {widths}")
@@ -390,7 +421,7 @@ def prune_iteratively(
                 continue
             widths[i] = max(keep[i], int(widths[i] * factor))
             scores = None if score is None else score(network)
-            network = prune(network, widths, box=box, scores=scores, **settings)
+            network = _prune(network, widths, box, scores=scores, **settings)
             retrain(network, i)
 
 

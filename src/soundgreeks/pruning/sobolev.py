@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._validate import require
+from .._validate import require, tensors
 from ..training import Phase, train
 
 
@@ -57,17 +57,38 @@ def differentiate(
 
     Raises
     ------
+    TypeError
+        `x` is not of float32 or float64, or not of a network's own dtype.
     ValueError
-        Another order, or the second without directions.
+        Another order, or the second without directions; more than one output.
     """
+    tensors(x=x)
+    _same_dtype(function, x=x)
     require(order in (0, 1, 2), "order", order, "0, 1 or 2")
     require(order < 2 or directions is not None, "directions", None, "given for order 2")
     return _differentiate(function, x, order, directions, graph)
 
 
+def _same_dtype(function, **given: Tensor | None) -> None:
+    """Raise `TypeError` unless what is given has the dtype of the network's weights."""
+    weight = next(iter(function.parameters()), None) if isinstance(function, nn.Module) else None
+    for name, value in given.items():
+        if weight is not None and value is not None and value.dtype != weight.dtype:
+            raise TypeError(
+                f"{name} must be of the network's dtype, {weight.dtype}, got {value.dtype}"
+            )
+
+
+def _column(y: Tensor, x: Tensor) -> Tensor:
+    """A network's output, (n,) or (n, 1), as (n,)."""
+    shapes = f"of one output a row, ({len(x)},) or ({len(x)}, 1)"
+    require(y.numel() == len(x), "function's value", tuple(y.shape), shapes)
+    return y.reshape(len(x))
+
+
 def _differentiate(function, x: Tensor, order: int, directions, graph: bool) -> Labels:
     if order == 0:
-        return Labels(x, function(x).reshape(len(x)))
+        return Labels(x, _column(function(x), x))
 
     def by_x(y):
         if not y.requires_grad:  # the gradient of a linear function is a constant
@@ -78,7 +99,7 @@ def _differentiate(function, x: Tensor, order: int, directions, graph: bool) -> 
 
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        value = function(x).reshape(len(x))
+        value = _column(function(x), x)
         labels = Labels(x, value, by_x(value))
         if order > 1:
             products = torch.stack([by_x(labels.gradient @ v) for v in directions], dim=1)
@@ -191,7 +212,7 @@ class Standardised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, d) -> (n,)"""
         inner = self.network((x - self.x_mean) / self.x_std)
-        return self.y_mean + self.y_std * inner.reshape(len(x))
+        return self.y_mean + self.y_std * _column(inner, x)
 
     def around(self, network: nn.Module) -> "Standardised":
         """The same standardisation around another network, which is not copied."""
@@ -414,9 +435,11 @@ def fit(
 
     Raises
     ------
+    TypeError
+        Labels in another dtype than the network's.
     ValueError
-        A setting outside its meaning, a network that is frozen, or labels that lack what the loss
-        needs or whose shapes do not fit.
+        A setting outside its meaning, a network that is frozen or has several outputs, or labels
+        that lack what the loss needs or whose shapes do not fit.
     FloatingPointError
         The loss is not finite: which step, at which learning rate.
     """
@@ -431,6 +454,8 @@ def fit(
     generator = torch.Generator(device).manual_seed(seed)
     first = Labels(*sampler(pilot, generator))
     _check(first, lam, mu)
+    tensors(**{name: label for name, label in first._asdict().items() if label is not None})
+    _same_dtype(network, **first._asdict())
     fitting = _Fitting(network, sampler, Scale.of(first), batch, lam, mu, generator)
     fitting.losses = torch.empty(steps, device=device)
     phase = Phase("adam", steps, lr, schedule="one-cycle", decay=decay)
