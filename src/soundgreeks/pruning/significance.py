@@ -139,11 +139,11 @@ def of_nodes(network: nn.Sequential | Standardised, box: Interval, splits: int =
         As `trace` for the network and the box; `splits` as in `cells_of`.
     """
     extremes: list[tuple[Tensor, ...]] = []
-    network, box, _ = _inside(network, box)
-    cells = cells_of(network, box, splits)
+    plain, box, _ = _inside(network, box)
+    cells = cells_of(plain, box, splits)
     chunk = CHUNK if cells.device.type == "cpu" else CHUNK_GPU
     for i in range(0, len(cells), chunk):
-        t = trace(network, cells[i : i + chunk])
+        t = trace(plain, cells[i : i + chunk])
         new = [
             (n.lo.amin(0), n.hi.amax(0), n_bar.mag.sum(-2).amax(0))
             for n, n_bar in zip(t.n[1:], t.n_bar[1:], strict=True)
@@ -161,8 +161,8 @@ def of_inputs(network: nn.Sequential | Standardised, box: Interval) -> Tensor:
     >>> of_inputs(*example())
     tensor([2.1229, 0.1589], dtype=torch.float64)
     """
-    network, box, _ = _inside(network, box)
-    t = trace(network, box)
+    plain, box, _ = _inside(network, box)
+    t = trace(plain, box)
     return t.n[0].width * t.n_bar[0].mag.sum(-2)
 
 
