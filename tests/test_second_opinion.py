@@ -290,7 +290,7 @@ def test_chapter_2_scores(name):
     found = errors(name, 1, 4000)
     for what, key in (("price_rmse", "price"), ("price_worst", "worst"), ("delta_rmse", "delta")):
         agrees(f"ansatz.paper.{name}_{key}", found[what], evidence=None)
-    negative, lowest = shape(name, 1, 50, 201)
+    negative, lowest = shape(name, 1, 50, 200)
     agrees(f"ansatz.paper.{name}_negative", negative, evidence=None)
     agrees(f"ansatz.paper.{name}_low", lowest, evidence=None)
 
