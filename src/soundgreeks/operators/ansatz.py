@@ -9,7 +9,7 @@ anchor     e^{-r tau} F(x + r tau, w) + tau N                           payoff, 
 implied    e^{-r tau} F(x + r tau, w exp(N))                            payoff, smoothness and
                                                                         both no-arbitrage bounds
 smile      e^{-r tau} F(x + r tau, W exp(s N))                         the same, and the smile to
-                                                        second order in sigma
+                                                                       second order in sigma
 =========  ==========================================================  =========================
 
 F is `black_scholes.call` and w the model's expected total variance; for a linear drift it solves
