@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from soundgreeks import heston, plotting
+from soundgreeks import heston
+from soundgreeks.book import plotting
 
 
 def greeks_of(network, x):

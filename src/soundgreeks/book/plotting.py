@@ -40,8 +40,16 @@ def style() -> None:
                 linestyle=["-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))],
             ),
             "image.cmap": VALUES,
-            "legend.frameon": False,
+            # A legend has paper of its own: over a curve its words stay readable.
+            "legend.frameon": True,
+            "legend.framealpha": 0.85,
+            "legend.edgecolor": "none",
+            "legend.borderpad": 0.2,
+            "legend.fontsize": 9,
             "font.size": 10,
+            "axes.titlesize": 10,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
         }
     )
 
@@ -54,21 +62,25 @@ def panels(columns: int, rows: int = 1, width: float = 3.4, height: float = 2.9,
     return figure, list(axes.flat)
 
 
-def compare(axis, x, true, predicted=None, *, xlabel: str, ylabel: str, title: str = "") -> None:
+def compare(
+    axis, x, true, predicted=None, *, xlabel: str, ylabel: str, title: str = "", legend=True
+) -> None:
     """Draw the true curve and, on top of it, the predicted one."""
     axis.plot(_array(x), _array(true), label="true", **TRUE)
     if predicted is not None:
         axis.plot(_array(x), _array(predicted), label="predicted", **PREDICTED)
-        axis.legend()
+        if legend:
+            axis.legend()
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
 
 
 def greeks(x, true, predicted=None, *, names=("price", "delta", "gamma"), xlabel: str):
-    """A panel for each of `names`, fields of the two named tuples; return the figure."""
+    """A panel for each of `names`, fields of the two named tuples, the legend in the first."""
     figure, axes = panels(len(names))
     for axis, name in zip(axes, names, strict=True):
         second = None if predicted is None else getattr(predicted, name)
-        compare(axis, x, getattr(true, name), second, xlabel=xlabel, ylabel=GREEKS[name])
+        ours, first = getattr(true, name), axis is axes[0]
+        compare(axis, x, ours, second, xlabel=xlabel, ylabel=GREEKS[name], legend=first)
     return figure
 
 
