@@ -142,3 +142,22 @@ def test_the_weights_of_the_basket_page_are_small_and_whole(pages):
     ]
     assert [len(s) for s in shapes] == [7, 7, 7]
     assert [shape[0] for shape in shapes[2]] == [3, 3, 1, 2, 2, 2, 1]
+
+
+def test_the_map_leads_to_every_chapter_under_its_number(pages):
+    boxes = re.findall(
+        r'<a href="([^"]+)"[^>]*><rect[^>]*/><text[^>]*>(\w+)</text>', pages.chapter_map(BOOK)
+    )
+    expected = {
+        path.relative_to(BOOK).with_suffix(".html").as_posix(): pages.chapter_number(name)
+        for name, path in CHAPTERS.items()
+    }
+    assert dict(boxes) == expected and len(boxes) == len(expected)
+
+
+def test_the_map_takes_new_chapters_and_second_pages(pages, monkeypatch):
+    names = [*CHAPTERS, "02c_more", "11_new", "11b_newer"]
+    paths = {name: BOOK / f"part/{name}.ipynb" for name in names}
+    monkeypatch.setattr(pages.runner, "chapters", lambda book: paths)
+    found = re.findall(r"<text[^>]*number[^>]*>(\w+)</text>", pages.chapter_map(BOOK))
+    assert sorted(found) == sorted(pages.chapter_number(name) for name in names)

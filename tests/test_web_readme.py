@@ -97,3 +97,10 @@ def test_labels_of_another_dtype(dtype):
         sobolev.fit(network, sobolev.resample(sample(dtype)), steps=1)
     with pytest.raises(TypeError, match=r"must be of .* got torch"):
         sobolev.differentiate(network, sample(dtype).x)
+
+
+def test_the_front_picture_can_be_drawn(tmp_path):
+    code = README.parent / "book/images/front.py"
+    text = code.read_text().replace("range(1500)", "range(2)")
+    exec(text, {"__file__": str(tmp_path / "front.py"), "__name__": "front"})
+    assert (tmp_path / "front.png").stat().st_size > 10_000

@@ -152,6 +152,77 @@ class Scoreboard(SphinxDirective):
         return self.parse_text_to_nodes("\n".join(lines))
 
 
+MAP = {  # where a chapter stands on the map, in which colour, and what is written there
+    "0": (20, 150, "b", "What a wrong", "Gamma costs"),
+    "1": (170, 60, "o", "Heston", "transform"),
+    "2": (310, 60, "o", "The ansatz", ""),
+    "3": (450, 60, "o", "Residual and", "refinement"),
+    "4": (590, 20, "o", "L-BFGS", ""),
+    "5": (590, 100, "o", "Greeks", "noise"),
+    "6": (170, 200, "p", "Interval", "arithmetic"),
+    "7": (380, 200, "p", "Significance", ""),
+    "8": (170, 290, "p", "Pathwise", "Monte Carlo"),
+    "9": (380, 290, "p", "Smoothing", ""),
+    "10": (590, 245, "p", "Sobolev", "fine-tuning"),
+}
+NEEDS = "0-1 0-6 0-8 1-2 2-3 3-4 3-5 6-7 8-9 7-10 9-10".split()
+MAP_TITLE = (
+    "Which chapter needs which: 0 leads to both parts; 1, 2, 3 in a line, then 4 and 5; "
+    "6 before 7, 8 before 9; 10 needs 7 and 9."
+)
+
+
+def chapter_map(book: Path) -> str:
+    """The map as SVG: a box a chapter of the contents, a tab for its second page.
+
+    What has no place in `MAP` stands in rows below, with its number alone.
+    """
+    files = {
+        chapter_number(name): path.relative_to(book).with_suffix(".html").as_posix()
+        for name, path in runner.chapters(book).items()
+    }
+    others = [n for n in files if n.isdigit() and n not in MAP]
+    places = dict(MAP)
+    for i, number in enumerate(others):
+        places[number] = (20 + 140 * (i % 5), 380 + 80 * (i // 5), "b", "", "")
+    height = 370 + 80 * -(-len(others) // 5)
+    parts = []
+    for start, end in (pair.split("-") for pair in NEEDS):
+        (x0, y0), (x1, y1) = places[start][:2], places[end][:2]
+        x0, y0, x1, y1 = x0 + 110, y0 + 30, x1 - 2, y1 + 30
+        middle = (x0 + x1) // 2
+        curve = f"M{x0} {y0}C{middle} {y0} {middle} {y1} {x1} {y1}"
+        parts.append(f'<path class="arrow" d="{curve}"/>')
+    for number, (x, y, colour, *lines) in places.items():
+        if number not in files:
+            continue
+        texts = [f'<text x="{x + 10}" y="{y + 18}" class="number">{number}</text>']
+        texts += [
+            f'<text x="{x + 10}" y="{y + 36 + 16 * i}">{line}</text>'
+            for i, line in enumerate(lines)
+            if line
+        ]
+        box = f'<rect x="{x}" y="{y}" width="110" height="60" rx="6"/>'
+        parts.append(f'<a href="{files[number]}" class="{colour}">{box}{"".join(texts)}</a>')
+        for i, second in enumerate(n for n in files if re.fullmatch(number + "[a-z]", n)):
+            tab = f'<rect x="{x + 74 - 38 * i}" y="{y - 6}" width="32" height="22" rx="4"/>'
+            text = f'<text x="{x + 90 - 38 * i}" y="{y + 9}" class="number second">{second}</text>'
+            parts.append(f'<a href="{files[second]}" class="{colour}">{tab}{text}</a>')
+    tip = '<marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7"'
+    head = (
+        f'<svg class="map" viewBox="0 0 720 {height}" role="img" aria-labelledby="map-title">'
+        f'<title id="map-title">{MAP_TITLE}</title>'
+        f'<defs>{tip} orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>'
+    )
+    return head + "".join(parts) + "</svg>"
+
+
+class ChapterMap(SphinxDirective):
+    def run(self):
+        self.env.note_reread()
+        return [nodes.raw("", chapter_map(Path(self.env.srcdir)), format="html")]
+
+
 class RunStatus(SphinxDirective):
     def run(self):
         self.env.note_reread()
@@ -416,5 +487,6 @@ def setup(app):
     app.connect("html-page-context", without_thebe, priority=900)
     app.add_post_transform(Numbers)
     app.add_directive("scoreboard", Scoreboard)
+    app.add_directive("chapter-map", ChapterMap)
     app.add_directive("run-status", RunStatus)
     return {"parallel_read_safe": False, "parallel_write_safe": True}
