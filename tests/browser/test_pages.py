@@ -118,8 +118,7 @@ UNREADABLE = """least => {
         if (contrast(ink, ground) < least) found.push(`${box.tagName}: ${text.data.slice(0, 40)}`);
     }
     for (const image of document.querySelectorAll("article img")) {
-        const [r, g, b, a] = channels(getComputedStyle(image).backgroundColor);
-        if (a < 1 || Math.min(r, g, b) < 200) found.push(`figure: ${image.src}`);
+        if (Math.min(...behind(image)) < 200) found.push(`figure: ${image.src}`);
         seen++;
     }
     return [seen, found];
