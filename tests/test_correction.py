@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from soundgreeks import garch, heston, weights
+from soundgreeks.models import smile
 from soundgreeks.operators import PRESETS, Operator, correction, evaluation
 
 
@@ -38,6 +39,17 @@ def test_the_correction_is_the_error_and_so_are_its_derivatives(untrained, optio
         assert (error - found).square().mean() < left * error.square().mean()
         # the steps' bias is a share of the correction
         assert ((error - found).abs() < 4 * sd + 0.02 * error.abs().max()).all()
+
+
+def test_prices_first_then_derivatives():
+    """What pricing keeps from inference mode must serve where gradients are tracked."""
+    smile._nodes.cache_clear()
+    model = Operator(replace(PRESETS["sound"], width=8, hidden=2)).double()
+    p = heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05)
+    model.price(0.0, 0.04, 1.0, p)
+    nu = torch.tensor(0.04, dtype=torch.float64, requires_grad=True)
+    (vega,) = torch.autograd.grad(model.price(0.0, nu, 1.0, p), nu)
+    assert vega.item() == pytest.approx(model.greeks(0.0, 0.04, 1.0, p).vega.item(), rel=1e-9)
 
 
 def test_standard_errors_are_what_seeds_vary_by(untrained, options):

@@ -110,6 +110,30 @@ def black(k, s):
     return torch.exp(k) * torch.special.ndtr(d1) - torch.special.ndtr(d1 - s)
 
 
+def smile(k, w, nu, tau, p):
+    """Three features and the relative variance of the integrated variance, in closed form."""
+    kappa, theta, sigma, rho, _ = p
+    e = torch.exp(-kappa * tau)
+    a = (1 - e) / kappa
+    one = (a - tau * e) / kappa  # of nu; the rest of theta
+    first = theta * ((tau - a) / kappa - one) + nu * one
+    two = (a - 2 * tau * e + e * a) / kappa**2
+    second = theta * ((tau - 2 * a + (1 - e**2) / (2 * kappa)) / kappa**2 - two) + nu * two
+    three = (a / kappa - tau * e / kappa - e * tau**2 / 2) / kappa
+    ends = ((tau - a) / kappa - (1 - e * (1 + kappa * tau)) / kappa**2) / kappa
+    third = theta * (ends - three) + nu * three
+    z = 4 * torch.tanh(k / w.sqrt() / 4)
+    l = 0.5 - z / w.sqrt()  # noqa: E741
+    of_first, of_second = sigma * rho * first * l / w, sigma**2 * (
+        rho**2 * third * (l**2 - 1 / w)
+        + rho**2 * first**2 / 4 * (3 / w**2 + 3 * l / w - 5 * l**2 / w)
+        + second / 4 * (l**2 - l - 1 / w)
+    ) / w  # fmt: skip
+    total = 1.5 * torch.tanh((of_first + of_second - of_first**2 / 2) / 1.5)
+    skew, spread = sigma * rho * first / w**1.5, sigma**2 * second / w**2
+    return [4 * skew, 3 * spread.sqrt(), 2 * total], spread
+
+
 class Plain:
     """A stored operator from its weights and the formulas of chapters 2 and 5."""
 
@@ -141,6 +165,9 @@ class Plain:
                 tau.sqrt(), torch.tanh(k), kappa.log(), 1.5 + theta.log() / 2,
                 sigma / (2 * kappa * theta).sqrt(), 1 + 2 * rho,
             ]  # fmt: skip
+            if self.config["ansatz"] == "smile":
+                extra, spread = smile(k, w, nu, tau, p)
+                features += extra
             h = torch.stack(torch.broadcast_tensors(*features), -1)
             n = perceptron(h, self.tensors, "network", torch.nn.functional.silu)[..., 0]
         if self.config["ansatz"] == "printed":
@@ -149,6 +176,8 @@ class Plain:
             return torch.exp(-r * tau) * black(k, w.sqrt()) + tau * n
         if self.config["ansatz"] == "implied_scaled":
             n = sigma * tau.sqrt() * n
+        if self.config["ansatz"] == "smile":
+            n = extra[2] / 2 + spread / (1 + spread) * n
         return torch.exp(-r * tau) * black(k, (w * torch.exp(n)).sqrt())
 
     def greeks(self, x, nu, tau, p):

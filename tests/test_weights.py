@@ -100,7 +100,7 @@ def test_the_first_format_is_read(stored):
     del about["identity_sha256"]
     record.write_text(json.dumps(about | {"format": "soundgreeks/1", "config": config}))
     found = weights.load(path).config
-    assert found.domain == PRESETS["sound"].domain and found.model == "heston"
+    assert found.domain == PRESETS["sound_small"].domain and found.model == "heston"
     assert replace(found, domain=operator.config.domain) == operator.config
 
 
@@ -143,7 +143,9 @@ def test_not_safetensors(tmp_path):
         weights.load(tmp_path / "net")
 
 
-OPERATORS = ["deepsvm", "paper_anchor", "paper_implied", "paper_points", "sound"]
+OPERATORS = [
+    "deepsvm", "garch", "paper_anchor", "paper_implied", "paper_points", "sound", "sound_small",
+]  # fmt: skip
 
 
 def test_what_is_shipped_is_an_operator_or_a_group():
@@ -159,6 +161,9 @@ def test_what_is_shipped_loads_and_measures_as_it_says(name):
     operator = weights.load(name)
     said = operator.provenance["metrics"]["all"]
     found = evaluation.errors(operator, evaluation.draw(seed=2024, n=2_000))["all"]
+    if not operator.model.closed_form:  # the truth is simulated, and the worse of the two
+        assert found["price rmse"] < 2 * found["of the truth"]
+        return
     assert found["price rmse"] < 1.5 * said["price rmse"]
     assert found["delta rmse"] < 2 * said["delta rmse"]
 
@@ -167,9 +172,10 @@ def test_the_anchored_operator_is_as_good_as_promised():
     """Fresh points each run, over Table I under Feller and tau in [0.005, 1]."""
     seed = torch.seed() % 2**31
     table = evaluation.evaluate(weights.load("sound"), seed)
-    assert table["all"]["price rmse"] <= 5e-5, seed
-    assert max(row["price worst"] for row in table.values() if "points" in row) <= 1e-3, seed
-    assert table["curves"]["worst negative Gamma"] >= -1e-4, seed
+    assert table["all"]["price rmse"] <= 6e-7, seed
+    assert max(row["price worst"] for row in table.values() if "points" in row) <= 1.2e-5, seed
+    assert table["all"]["delta rmse"] <= 4e-6, seed
+    assert table["curves"]["worst negative Gamma"] >= -1e-7, seed
 
 
 # Groups of plain networks

@@ -396,7 +396,7 @@ class Numbers(SphinxPostTransform):
                 text.parent.replace(text, typeset(text.astext()))
 
 
-EXPLORED = ("sound", "deepsvm")
+EXPLORED = ("sound_small", "deepsvm")
 BASKET = {  # file and name of the networks on the basket's page
     "oversized": ("oversized", "decay"),
     "pruned": ("pruned", "IASA.0"),

@@ -4,7 +4,7 @@
 (() => {
   const MODELS = {
     true: { label: "true", make: Explorer.heston, stroke: "#E07B00", width: 2.4 },
-    sound: { label: "sound", make: Explorer.operator(SOUNDGREEKS.sound),
+    sound_small: { label: "sound (small)", make: Explorer.operator(SOUNDGREEKS.sound_small),
              stroke: "#3B78D8", width: 1.8, dash: [7, 4] },
     deepsvm: { label: "deepsvm", make: Explorer.operator(SOUNDGREEKS.deepsvm),
                stroke: "#8C8C8C", width: 1.8, dash: [2, 3] },

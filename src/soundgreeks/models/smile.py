@@ -49,8 +49,9 @@ class Moments(NamedTuple):
 def _nodes(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     q, weight = np.polynomial.legendre.leggauss(NODES)
     values = np.stack([(q + 1) / 2, weight / 2])
-    found = torch.as_tensor(values, dtype=dtype, device=device)
-    return found[0], found[1]
+    with torch.inference_mode(False):  # kept for later: training may need them next
+        found = torch.as_tensor(values, dtype=dtype, device=device)
+        return found[0], found[1]
 
 
 def moments(p, tau, nu, y, power: float) -> Moments:

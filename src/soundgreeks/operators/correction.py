@@ -26,7 +26,7 @@ SMOOTH = ("anchor", "implied", "implied_scaled", "smile")
 SCRAMBLES = 32  # independent scrambles of the Sobol points: their spread is the standard error
 # Three standard errors from 32 values hold 99.5 %, as Student's t has it; stretched, 99.73 %.
 _STUDENT = 1.0870
-_ROWS = 2**14  # paths evaluated at a time
+_ROWS = 2**12  # paths evaluated at a time
 
 
 class Corrected(NamedTuple):

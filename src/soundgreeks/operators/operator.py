@@ -183,7 +183,10 @@ _SOUND = Config(
     network="similarity", ansatz="smile", width=96, hidden=4, activation="silu",
     sampling="fresh", points=6144, atm=0, boundary=0, boundary_second=0, lambda_max=0.0,
     edge_share=0.25, spread=2.2, tau_power=1.6, early=0.1, domain=heston.TABLE_I | _VISITED,
-    phases=(Phase("soap", 10_000, 1.5e-2, warmup=100, epsilon=1e-15),),
+    phases=(
+        Phase("soap", 10_000, 1.5e-2, warmup=100, epsilon=1e-15),
+        Phase("soap", 6_000, 4e-3, warmup=100, epsilon=1e-15),  # on from the first's plateau
+    ),
 )  # fmt: skip
 
 PRESETS: dict[str, Config] = {
@@ -200,9 +203,13 @@ PRESETS: dict[str, Config] = {
     "anchor": replace(_LAPTOP, name="anchor", ansatz="anchor"),
     "implied": replace(_LAPTOP, name="implied", ansatz="implied"),
     "sound": replace(_SOUND, name="sound"),
-    "sound_small": replace(
-        _SOUND, name="sound_small", width=48, points=4096,
-        phases=(Phase("soap", 6_000, 2e-2, warmup=100, epsilon=1e-15),),
+    # Black-Scholes at the expected variance is enough for five digits, and for a browser.
+    "sound_small": Config(
+        name="sound_small", network="similarity", ansatz="implied_scaled", width=64, hidden=4,
+        activation="silu", sampling="fresh", points=4096, atm=0, boundary=0, boundary_second=0,
+        lambda_max=0.0, edge_share=0.25,
+        domain=heston.TABLE_I | {"nu": (1e-4, 0.8), "x": (-2.5, 2.5), "tau": (5e-4, 1.0)},
+        phases=(Phase("soap", 6_000, 3e-3, warmup=100),),
     ),
     "garch": replace(
         _SOUND, name="garch", model="garch", width=64, points=4096,
