@@ -160,7 +160,8 @@ def test_what_is_shipped_is_an_operator_or_a_group():
 def test_what_is_shipped_loads_and_measures_as_it_says(name):
     operator = weights.load(name)
     said = operator.provenance["metrics"]["all"]
-    found = evaluation.errors(operator, evaluation.draw(seed=2024, n=2_000))["all"]
+    data = evaluation.draw(seed=2024, n=2_000, model=operator.model)
+    found = evaluation.errors(operator, data)["all"]
     if not operator.model.closed_form:  # the truth is simulated, and the worse of the two
         assert found["price rmse"] < 2 * found["of the truth"]
         return

@@ -46,12 +46,12 @@ class Moments(NamedTuple):
 
 
 @cache
-def _nodes(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _nodes(dtype: torch.dtype, device: torch.device, inference: bool) -> tuple[Tensor, Tensor]:
+    """Kept apart for inference mode, whose tensors no gradient may pass through."""
     q, weight = np.polynomial.legendre.leggauss(NODES)
     values = np.stack([(q + 1) / 2, weight / 2])
-    with torch.inference_mode(False):  # kept for later: training may need them next
-        found = torch.as_tensor(values, dtype=dtype, device=device)
-        return found[0], found[1]
+    found = torch.as_tensor(values, dtype=dtype, device=device)
+    return found[0], found[1]
 
 
 def moments(p, tau, nu, y, power: float) -> Moments:
@@ -71,7 +71,7 @@ def moments(p, tau, nu, y, power: float) -> Moments:
     (tensor(-0.5000...), tensor(0.1667...), tensor(0.3333...))
     """
     value = tau.value if isinstance(tau, Jet) else tau
-    q, weight = _nodes(value.dtype, value.device)
+    q, weight = _nodes(value.dtype, value.device, torch.is_inference_mode_enabled())
     given = (p.kappa, p.theta, value, nu.value if isinstance(nu, Jet) else nu)
     flat = (1,) * max(torch.as_tensor(v).ndim for v in given)
     q, weight = q.view(-1, *flat), weight.view(-1, *flat)

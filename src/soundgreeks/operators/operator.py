@@ -323,7 +323,7 @@ class Operator(nn.Module):
 
         >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
         >>> weights.load("sound").price(0.0, 0.04, 1.0, p)  # the exact price is .1039422
-        tensor(0.1040, dtype=torch.float64)
+        tensor(0.1039, dtype=torch.float64)
 
         Parameters
         ----------
@@ -363,7 +363,7 @@ class Operator(nn.Module):
 
         >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
         >>> weights.load("sound").greeks(0.0, 0.04, 1.0, p).delta  # the exact Delta is .6919
-        tensor(0.6917, dtype=torch.float64)
+        tensor(0.6919, dtype=torch.float64)
         """
         arguments = self._arguments(x, state, tau, p)
         price, delta, gamma, *vega, theta = self._in_pieces(self._greeks, 5, *arguments)

@@ -96,7 +96,7 @@ def read(name: Path | str) -> tuple[dict[str, Tensor], dict]:
 
     >>> tensors, provenance = read("sound")
     >>> provenance["config"]["ansatz"]
-    'implied_scaled'
+    'smile'
 
     Raises
     ------
@@ -152,7 +152,7 @@ def save(operator: Operator, path: Path | str, provenance: dict) -> None:
     >>> with TemporaryDirectory() as folder:
     ...     save(load("sound"), f"{folder}/a", {})
     ...     load(f"{folder}/a").config.ansatz
-    'implied_scaled'
+    'smile'
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def load(name: Path | str, *, dtype: torch.dtype = torch.float64) -> Operator:
 
     >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
     >>> load("sound").price(0.0, 0.04, 1.0, p)  # the exact price is .1039422
-    tensor(0.1040, dtype=torch.float64)
+    tensor(0.1039, dtype=torch.float64)
 
     Returns
     -------
