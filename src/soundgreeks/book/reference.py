@@ -194,7 +194,7 @@ def check(key: str, value) -> float:
         near = difflib.get_close_matches(key, load(), 3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise KeyError(f"key must be a number in reference.toml, got {key!r}{hint}")
-    reference, measured = load()[key], float(value)
+    reference, measured = load()[key], _number(value)
     judged = not (reference.trained and profile == "smoke")
     ok = reference.holds(measured)
     good = "quoted:" if reference.evidence == "quotation" else "ok:"
@@ -213,9 +213,14 @@ def glue(name: str, value) -> None:
 
     Writes the output that myst-nb looks for, without importing Sphinx.
     """
-    value = value if isinstance(value, str | int) else float(value)
+    value = value if isinstance(value, str | int) else _number(value)
     metadata = {"scrapbook": {"name": name, "mime_prefix": GLUE}}
     _display(repr(value), metadata, prefix=GLUE)
+
+
+def _number(value) -> float:
+    """Of a tensor that still knows its history as well: float() warns of that, once a process."""
+    return float(value.detach() if hasattr(value, "detach") else value)
 
 
 def _display(text: str, metadata: dict, prefix: str = "") -> None:
