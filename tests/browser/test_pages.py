@@ -210,7 +210,8 @@ def test_page_is_whole_without_a_network(page, server, address, way):
 @pytest.mark.parametrize("address", CHAPTERS.values(), ids=CHAPTERS)
 def test_chapter_equations_figures_and_solutions(page, address):
     visit(page, f"/{address}")
-    assert page.locator("article .eqno").count() > 0
+    equations = page.locator("article .eqno").count()
+    assert equations > 0 or re.search(r"\d[b-z]_", address)  # a second page may have none
     assert page.locator("article figure figcaption").count() > 0
     solutions = page.locator(".solution.dropdown, .solution.admonition")
     assert solutions.count() > 0
@@ -219,9 +220,9 @@ def test_chapter_equations_figures_and_solutions(page, address):
         expect(code).to_be_hidden()
         solution.locator(".toggle-button, .admonition-title").first.click()
         expect(code).to_be_visible()
-    reference = page.locator("article a.reference.internal[href^='#eq']").first
-    reference.click()
-    assert re.search(r"#equation", page.url)
+    if equations:
+        page.locator("article a.reference.internal[href^='#eq']").first.click()
+        assert re.search(r"#equation", page.url)
 
 
 @pytest.mark.parametrize("address", CHAPTERS.values(), ids=CHAPTERS)
@@ -330,7 +331,7 @@ def test_checks_show_what_was_measured(page):
     visit(page, f"/{CHAPTERS['01_heston_transform']}")
     lines, tables = page.locator("div.check"), page.locator("details.checks")
     assert lines.count() > 0 and tables.count() > 0
-    assert re.search(r"✓ .*: [−.\d]+( × 10−?\d+)? \(\w+: ", lines.first.inner_text())
+    assert re.search(r"✓ .*: [−.\d]+(\s×\s10−?\d+)? \(\w+: ", lines.first.inner_text())
     expect(tables.first.locator("table")).to_be_hidden()
     tables.first.locator("summary").click()
     expect(tables.first.locator("table")).to_be_visible()
