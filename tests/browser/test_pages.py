@@ -34,7 +34,7 @@ QUIET = ["background-networking", "component-update", "sync", "quic", "gpu"]
 
 PROSE = """article => {
     const copy = article.cloneNode(true);
-    copy.querySelectorAll("pre").forEach(code => code.remove());
+    copy.querySelectorAll("pre, mjx-container").forEach(part => part.remove());
     return copy.innerText;
 }"""
 
