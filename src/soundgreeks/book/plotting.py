@@ -1,17 +1,20 @@
 """The house style: orange is true, blue is predicted, and both survive a grey printer.
 
 The two differ in lightness and in line style, surfaces use a map of monotone lightness, and
-errors a diverging one with zero in the middle.
+errors a diverging one with zero in the middle. Nothing but the truth is orange.
 """
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import LogLocator, NullLocator
 
 TRUE = {"color": "#E07B00", "linestyle": "-", "linewidth": 2.4}
 PREDICTED = {"color": "#1B4F9C", "linestyle": "--", "linewidth": 1.6}
 BAD = {"color": "#8C8C8C", "linestyle": ":", "linewidth": 2.0}  # the version that fails
+OTHER = {"color": "#A05195", "linestyle": "-.", "linewidth": 1.6}  # one more beside these
+GUIDE = {"color": "black", "linestyle": "-", "linewidth": 1.0}  # not measured: a slope, a bound
 VALUES, ERRORS = "cividis", "PuOr"  # colour maps
 
 GREEKS = {
@@ -91,15 +94,46 @@ def errors(axis, x, error, *, xlabel: str, ylabel: str = "absolute error", **lin
     axis.set(xlabel=xlabel, ylabel=ylabel)
 
 
-def surface(axis, x, y, z, *, xlabel: str, ylabel: str, label: str, signed: bool = False) -> None:
-    """Draw z (len(y), len(x)) as a map with contour lines; `signed` centres the colours at zero."""
+def legend_below(figure, columns: int | None = None) -> None:
+    """One legend for all panels, under them, where it covers no curve."""
+    found: dict = {}
+    for axis in figure.axes:
+        for handle, name in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    options = {"loc": "outside lower center", "ncols": columns or len(found)}
+    figure.legend(list(found.values()), list(found), **options)
+
+
+def strip(axis, row: float, values, color: str, spread: float = 0.15) -> None:
+    """One row of a chart by name: a dot for each of `values`, a bar at their median."""
+    values = _array(values)
+    places = row + np.linspace(-spread, spread, len(values))
+    axis.plot(values, places, "o", markersize=3.5, color=color)
+    axis.plot(np.median(values), row, "|", markersize=15, markeredgewidth=1.6, color=color)
+
+
+def name_rows(axis, names) -> None:
+    """Name the rows 0, 1, ... of a chart, the first on top."""
+    names = list(names)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+
+
+def plain_log(axis) -> None:
+    """Ticks 1, 2, 5 in plain numbers on a logarithmic `Axis` (say `panel.yaxis`)."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def surface(axis, x, y, z, *, xlabel: str, ylabel: str, label: str, most=None) -> None:
+    """Draw z (len(y), len(x)) as a map with contour lines; beyond `most` the colour is the last."""
     x, y, z = _array(x), _array(y), _array(z)
-    reach = abs(z).max()
-    limits = {"vmin": -reach, "vmax": reach, "cmap": ERRORS} if signed else {"cmap": VALUES}
-    drawn = axis.pcolormesh(x, y, z, shading="gouraud", **limits)
-    levels = np.linspace(z.min(), z.max(), 10)[1:-1]  # the extremes would trace rounding noise
-    axis.contour(x, y, z, levels=levels, colors="black" if signed else "white", linewidths=0.5)
-    axis.figure.colorbar(drawn, ax=axis, label=label)
+    top = z.max() if most is None else most
+    drawn = axis.pcolormesh(x, y, z, shading="gouraud", cmap=VALUES, vmin=z.min(), vmax=top)
+    levels = np.linspace(z.min(), top, 10)[1:-1]  # the extremes would trace rounding noise
+    axis.contour(x, y, z, levels=levels, colors="white", linewidths=0.5)
+    axis.figure.colorbar(drawn, ax=axis, label=label, extend="neither" if most is None else "max")
     axis.grid(False)
     axis.set(xlabel=xlabel, ylabel=ylabel)
 
