@@ -1,7 +1,6 @@
 """What every committed chapter must satisfy, and that the pages around them agree with it."""
 
 import ast
-import importlib
 import re
 import subprocess
 import sys
@@ -46,16 +45,6 @@ def test_chapter_has_its_anatomy(path):
 def test_stored_verdicts_agree_with_the_reference(path):
     for verdict in runner.verdicts(nbformat.read(path, 4)):
         assert reference.load()[verdict["key"]].holds(verdict["value"]), verdict
-
-
-@pytest.fixture(scope="module")
-def pages():
-    """The book's own directives."""
-    folder = str(ROOT / "book/_ext")
-    sys.path.insert(0, folder)
-    module = importlib.import_module("soundgreeks_pages")
-    sys.path.remove(folder)
-    return module
 
 
 def test_the_counts_of_the_scoreboard_add_up(pages):

@@ -1,9 +1,7 @@
 """What the build makes of numbers, titles and links, without a browser."""
 
-import importlib
 import json
 import re
-import sys
 from types import SimpleNamespace
 
 import nbformat
@@ -17,16 +15,6 @@ from soundgreeks.book import runner
 ROOT = runner.find_root()
 BOOK = ROOT / "book"
 CHAPTERS = runner.chapters(BOOK)
-
-
-@pytest.fixture(scope="module")
-def pages():
-    """The book's own extension."""
-    folder = str(BOOK / "_ext")
-    sys.path.insert(0, folder)
-    module = importlib.import_module("soundgreeks_pages")
-    sys.path.remove(folder)
-    return module
 
 
 def as_html(found) -> str:
