@@ -1,7 +1,7 @@
 """The house style: orange is true, blue is predicted, and both survive a grey printer.
 
-The two differ in lightness and in line style, surfaces use a map of monotone lightness, and
-errors a diverging one with zero in the middle. Nothing but the truth is orange.
+The two differ in lightness and in line style, and surfaces use a map of monotone lightness.
+Nothing but the truth is orange.
 """
 
 import matplotlib as mpl
@@ -15,7 +15,7 @@ PREDICTED = {"color": "#1B4F9C", "linestyle": "--", "linewidth": 1.6}
 BAD = {"color": "#8C8C8C", "linestyle": ":", "linewidth": 2.0}  # the version that fails
 OTHER = {"color": "#A05195", "linestyle": "-.", "linewidth": 1.6}  # one more beside these
 GUIDE = {"color": "black", "linestyle": "-", "linewidth": 1.0}  # not measured: a slope, a bound
-VALUES, ERRORS = "cividis", "PuOr"  # colour maps
+VALUES = "cividis"  # the colour map of surfaces
 
 GREEKS = {
     "price": r"price $u = V/K$",
@@ -85,13 +85,6 @@ def greeks(x, true, predicted=None, *, names=("price", "delta", "gamma"), xlabel
         ours, first = getattr(true, name), axis is axes[0]
         compare(axis, x, ours, second, xlabel=xlabel, ylabel=GREEKS[name], legend=first)
     return figure
-
-
-def errors(axis, x, error, *, xlabel: str, ylabel: str = "absolute error", **line) -> None:
-    """Draw |error| on a logarithmic axis; exact zeros are left out."""
-    error = abs(_array(error))
-    axis.semilogy(_array(x)[error > 0], error[error > 0], **(PREDICTED | line))
-    axis.set(xlabel=xlabel, ylabel=ylabel)
 
 
 def legend_below(figure, columns: int | None = None) -> None:
