@@ -164,11 +164,23 @@ MAP = {  # where a chapter stands on the map, in which colour, and what is writt
     "8": (170, 290, "p", "Pathwise", "Monte Carlo"),
     "9": (380, 290, "p", "Smoothing", ""),
     "10": (590, 245, "p", "Sobolev", "fine-tuning"),
+    "11": (310, 390, "s", "The smile in", "the anchor"),
+    "12": (450, 390, "s", "The error", "knows itself"),
+    "13": (590, 390, "s", "Sobolev and", "the equation"),
+    "14": (590, 475, "s", "Against", "others"),
 }
-NEEDS = "0-1 0-6 0-8 1-2 2-3 3-4 3-5 6-7 8-9 7-10 9-10".split()
+BELOW = 555  # where the rows of chapters without a place begin
+NEEDS = "0-1 0-6 0-8 1-2 2-3 3-4 3-5 6-7 8-9 7-10 9-10 11-12 12-13".split()
+DOWN = {  # arrows from part to part, past the boxes between
+    "2-11": "M340 120V387",
+    "3-12": "M515 120V387",
+    "10-13": "M645 305V387",
+    "11-14": "M365 450C365 500 400 505 588 505",
+}
 MAP_TITLE = (
-    "Which chapter needs which: 0 leads to both parts; 1, 2, 3 in a line, then 4 and 5; "
-    "6 before 7, 8 before 9; 10 needs 7 and 9."
+    "Which chapter needs which: 0 leads to the first two parts; 1, 2, 3 in a line, then 4 and 5; "
+    "6 before 7, 8 before 9; 10 needs 7 and 9; in the third part 11 needs 2, 12 needs 3 and 11, "
+    "13 needs 10 and 12, 14 needs 11."
 )
 
 
@@ -184,15 +196,19 @@ def chapter_map(book: Path) -> str:
     others = [n for n in files if n.isdigit() and n not in MAP]
     places = dict(MAP)
     for i, number in enumerate(others):
-        places[number] = (20 + 140 * (i % 5), 380 + 80 * (i // 5), "b", "", "")
-    height = 370 + 80 * -(-len(others) // 5)
-    parts = []
+        places[number] = (20 + 140 * (i % 5), BELOW + 80 * (i // 5), "b", "", "")
+    height = BELOW - 10 + 80 * -(-len(others) // 5)
+    curves = dict(DOWN)
     for start, end in (pair.split("-") for pair in NEEDS):
         (x0, y0), (x1, y1) = places[start][:2], places[end][:2]
         x0, y0, x1, y1 = x0 + 110, y0 + 30, x1 - 2, y1 + 30
         middle = (x0 + x1) // 2
-        curve = f"M{x0} {y0}C{middle} {y0} {middle} {y1} {x1} {y1}"
-        parts.append(f'<path class="arrow" d="{curve}"/>')
+        curves[f"{start}-{end}"] = f"M{x0} {y0}C{middle} {y0} {middle} {y1} {x1} {y1}"
+    parts = [
+        f'<path class="arrow" d="{curve}"/>'
+        for pair, curve in curves.items()
+        if files.keys() >= set(pair.split("-"))
+    ]
     for number, (x, y, colour, *lines) in places.items():
         if number not in files:
             continue
