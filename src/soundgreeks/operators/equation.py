@@ -13,6 +13,8 @@ drift goes into L as well, and no factor needs a channel of its own: six channel
 number of factors that one noise moves.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -208,6 +210,47 @@ def anchor_residual(
     at, states, time = full_coordinates(x, state, tau, model)
     u = anchor(nothing, At(at, states, time, p, model, claim))
     return residual(u, state, p, model)
+
+
+def scaled_derivatives(
+    f: Callable[[Tensor], Tensor], x: Tensor, scale: Tensor, order: int = 2
+) -> tuple[Tensor, ...]:
+    r"""(s f_x, s^2 f_xx)[:order] of a function of x, exact, by reverse mode of reverse mode.
+
+    The derivatives along z = x/s: with s = sqrt(w), over which prices bend, they have the unit of
+    f. No coefficient of the equation depends on x, so R_x is the residual of u_x, R_xx of u_xx.
+
+    >>> x = torch.tensor([2.0])
+    >>> scaled_derivatives(lambda x: x**3, x, torch.tensor(0.5))  # 3 x^2/2, 6 x/4
+    (tensor([6.]), tensor([3.]))
+
+    Parameters
+    ----------
+    f : pointwise in x, of the same shape; scale : of that shape
+    """
+    found = []
+    for n in range(1, order + 1):
+        f = torch.func.grad(_total(f))
+        found.append(scale**n * f(x))
+    return tuple(found)
+
+
+def _total(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: f(x).sum()
+
+
+def scaled_differences(values: Sequence[Tensor], scale: Tensor, half: Tensor) -> tuple[Tensor, ...]:
+    """The same from central differences: of f at x -/+ `half`, and at x between for the second.
+
+    >>> x, h = torch.tensor([1.9, 2.0, 2.1], dtype=torch.float64), torch.tensor(0.1)
+    >>> scaled_differences(x**3, torch.tensor(0.5), h)[1]  # off by O(h^2)
+    tensor(3.0000, dtype=torch.float64)
+    """
+    low, *middle, high = values
+    slope = (high - low) * (scale / (2 * half))
+    if not middle:
+        return (slope,)
+    return slope, (high - 2 * middle[0] + low) * (scale / half) ** 2
 
 
 def physics_loss(r: Tensor, lambda_max: float = 0.1) -> Tensor:

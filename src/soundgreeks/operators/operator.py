@@ -22,6 +22,7 @@ from ..models.domain import Domain
 from ..models.model import MODELS, Greeks, as_states, delta_gamma
 from ..models.paths import Estimate
 from ..training import Phase
+from ..training.phases import is_real
 from . import ansatz, equation
 from .collocation import MAPS
 from .correction import Corrected, Correction, estimate
@@ -57,6 +58,12 @@ class Config:
     spread, tau_power : of fresh points, see `collocation.draw_similar`
     early : years below which residuals count less, by the factor (tau/(tau + early))^{1/4}; there
         they are large and matter to no price, as this is what they are integrated over
+    sobolev : weights (lambda_1, lambda_2) of the mean squares of s R_x and s^2 R_xx beside that of
+        R, with s = sqrt(w), w the expected total variance; (0, 0) for the equation alone
+    sobolev_step : of these, central differences over this many s to either side, at twice or
+        three times the cost of R; 0 for exact derivatives, by reverse mode, at several times that
+    gamma_penalty : weight of the mean square of s Gamma where it is negative, on the at-the-money
+        points or, if there are none, the residual points
     chunk : residual points evaluated at a time; bounds memory, changes nothing else
 
     Raises
@@ -91,6 +98,9 @@ class Config:
     spread: float = 1.6
     tau_power: float = 2.0
     early: float = 0.0
+    sobolev: tuple[float, float] = (0.0, 0.0)
+    sobolev_step: float = 0.1
+    gamma_penalty: float = 0.0
     chunk: int = 16_384
     phases: tuple[Phase, ...] = field(
         default=(Phase("adam", 10_000, 1e-4, halve_every=2_000), Phase("lbfgs", 5_000))
@@ -119,10 +129,14 @@ class Config:
             parts = value if isinstance(value, tuple) else (value,)
             whole = all(isinstance(v, int) and not isinstance(v, bool) for v in parts)
             require(whole and min(parts) >= least, name, value, f"whole and at least {least}")
-        names = ("lambda_max", "lambda_boundary", "lambda_atm", "spread", "tau_power", "early")
+        names = ("lambda_max", "lambda_boundary", "lambda_atm", "spread", "tau_power", "early",
+                 "sobolev_step", "gamma_penalty")  # fmt: skip
         for name in names:
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, value, "finite and non-negative")
+        pair = isinstance(self.sobolev, tuple) and len(self.sobolev) == 2
+        pair = pair and all(is_real(v) and v >= 0 for v in self.sobolev)
+        require(pair, "sobolev", self.sobolev, "a pair of finite and non-negative numbers")
         require(0 <= self.edge_share <= 1, "edge_share", self.edge_share, "in [0, 1]")
         require(
             0 < self.rar_replaced <= self.rar_candidates <= 1,

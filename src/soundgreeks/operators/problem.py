@@ -1,6 +1,7 @@
 """Section III.C: the loss of a pricing operator on its collocation sets, and how they are renewed.
 
-Brings together operator, points and residual, as a `training.Loss`.
+Brings together operator, points and residual, as a `training.Loss`; and what section V proposes,
+derivatives of the residual (`Config.sobolev`), with section IV's penalty (`Config.gamma_penalty`).
 """
 
 import json
@@ -14,7 +15,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .._validate import require
+from ..arithmetic.jets import Jet
 from ..models.claims import Claim
+from ..models.model import delta_gamma
 from ..training import Phase, train
 from . import collocation, equation
 from .collocation import Points
@@ -22,10 +25,15 @@ from .networks import DeepONet
 from .operator import Config, Operator
 
 _EDGES = ("boundary", "more boundary")
+_XX = (("x", "x"),)  # the only second derivative in Gamma
 
 
 class PricingProblem:
     """L = L_phys + lambda_b L_bound + lambda_a L_atm (eq. 11) for one operator.
+
+    Where `config.sobolev` asks for it, L_phys and L_atm hold lambda_1 E[(s R_x)^2] +
+    lambda_2 E[(s^2 R_xx)^2] as well, s = sqrt(w); see `equation.scaled_derivatives`. Refinement
+    scores points by R alone.
 
     >>> problem = PricingProblem(Operator(operators.PRESETS["smoke"]))
     >>> {name: points.count for name, points in problem.sets.items()}
@@ -54,6 +62,9 @@ class PricingProblem:
         self.config = config or operator.config
         require(self.config.model == self.model.name, "config", self.config.model, self.model.name)
         self.rank, self.world = rank, world
+        # derivatives of the residual in the loss, and how many points a difference takes
+        self.order = next((n for n in (2, 1) if self.config.sobolev[n - 1]), 0)
+        self._near = self.order + 1 if self.order and self.config.sobolev_step else 1
         self.sets: dict[str, Points] = {}
         c, generator = self.config, self._generator(0)
         self._domain: dict[str, Any] = dict(
@@ -154,10 +165,31 @@ class PricingProblem:
             self._pieces[name] = [(p, self._fixed(p) if name not in _EDGES else None)
                                   for p in pieces]  # fmt: skip
 
+    def _scale(self, points: Points) -> Tensor:
+        """sqrt(w), the width over which the price bends: as the points, or (M, P)."""
+        w = self.model.expected_variance(points.p, points.tau, *points.state)
+        return w.clamp_min(1e-12).sqrt()
+
+    def _half(self, points: Points) -> Tensor:
+        """Half the width of the differences, (P,): on a grid for all parameters alike."""
+        half = self.config.sobolev_step * self._scale(points)
+        return half.mean(0) if points.grid else half
+
+    def _around(self, points: Points) -> Points:
+        """The points of the differences, set after set: x - half, x if wanted, x + half."""
+        if (n := self._near) == 1:
+            return points
+        half, x = self._half(points), points.x
+        x = torch.cat([x - half, x + half] if n == 2 else [x - half, x, x + half])
+        state = tuple(y.repeat(n) for y in points.state)
+        p = points.p if points.grid else points.p.map(lambda v: v.repeat(n))
+        return Points(x, state, points.tau.repeat(n), p)
+
     def _fixed(self, points: Points) -> Tensor | None:
         """The part of a linear ansatz's residual that the weights do not change."""
         if not self._linear(points):
             return None
+        points = self._around(points)
         return equation.anchor_residual(
             points.x, points.state, points.tau, points.p, model=self.model, claim=self.claim
         )
@@ -191,6 +223,43 @@ class PricingProblem:
         early = self.config.early
         return residual * (tau / (tau + early)) ** 0.25 if early else residual
 
+    def _with_derivatives(self, points: Points, fixed: Tensor | None) -> tuple[Tensor, ...]:
+        """R, s R_x and s^2 R_xx, as many as the loss asks for; R wherever it was computed."""
+
+        def at(points, fixed=None):
+            return self._early(self.residual(points, fixed), points.tau)
+
+        if self._near > 1:
+            r = at(self._around(points), fixed)
+            values = r.unflatten(-1, (self._near, -1)).unbind(-2)
+            half = self._half(points)
+            return r, *equation.scaled_differences(values, self._scale(points), half)
+        if not self.order:
+            return (at(points, fixed),)
+
+        # of every pair by itself: a product of parameters and points is written out
+        each = _written_out(points)
+
+        def along(x):
+            return at(Points(x, each.state, each.tau, each.p))
+
+        found = equation.scaled_derivatives(along, each.x, self._scale(each), self.order)
+        return at(points, fixed), *found
+
+    def _interior_loss(self, points: Points, fixed: Tensor | None) -> Tensor:
+        r, *derivatives = self._with_derivatives(points, fixed)
+        loss = equation.physics_loss(r, self.config.lambda_max)
+        for weight, d in zip(self.config.sobolev, derivatives, strict=False):
+            loss = loss + weight * d.square().mean()
+        return loss
+
+    def _negative_gamma(self, x: Tensor, state: tuple[Tensor, ...], tau: Tensor, p) -> Tensor:
+        """max(-s Gamma, 0) at every point."""
+        still = tuple(Jet(y, pairs=_XX) for y in state)
+        u = self.operator.on((Jet(x, pairs=_XX, x=1), still, Jet(tau, pairs=_XX)), p)
+        _, gamma = delta_gamma(x, u.x, u.xx)
+        return torch.relu(-self._scale(Points(x, state, tau, p)) * gamma)
+
     def parts(self) -> Iterator[dict[str, Tensor]]:
         """The terms of eq. 11, piece by piece: physics, atm and boundary, with their weights."""
         c = self.config
@@ -198,9 +267,12 @@ class PricingProblem:
             pieces = self._pieces.get(name, ())
             count = sum(piece.count for piece, _ in pieces)
             for piece, fixed in pieces:
-                r = self._early(self.residual(piece, fixed), piece.tau)
-                loss = equation.physics_loss(r, c.lambda_max)
-                yield {name: weight * (piece.count / count) * loss}
+                share = piece.count / count
+                loss = weight * share * self._interior_loss(piece, fixed)
+                if penalty := self._penalty(name):
+                    below = self._negative_gamma(piece.x, piece.state, piece.tau, piece.p)
+                    loss = loss + penalty * share * below.square().mean()
+                yield {name: loss}
         edges = [piece for name in _EDGES for piece, _ in self._pieces.get(name, ())]
         count = sum(piece.count for piece in edges)
         for b in edges:
@@ -208,10 +280,16 @@ class PricingProblem:
             loss = equation.boundary_loss(u, b.x, b.tau, b.p.r, self.claim)
             yield {"boundary": c.lambda_boundary * (b.count / count) * loss}
 
+    def _penalty(self, name: str) -> float:
+        """The weight of the penalty on negative Gammas in this set."""
+        where = "atm" if "atm" in self.sets else "physics"
+        return self.config.gamma_penalty if name == where else 0.0
+
     def residuals(self) -> Iterator[tuple]:
         """The same as vectors whose squares sum to the loss: (function of weights and row, rows).
 
-        A row is one point with its parameters, x, states, tau and p; products are written out.
+        A row is one point with its parameters, x, states, tau and p, and half the width of its
+        differences; products are written out.
         """
         c = self.config
         sets = [("physics", 1.0), ("atm", c.lambda_atm)]
@@ -219,12 +297,19 @@ class PricingProblem:
         edges = sum(p.count for name in _EDGES for p, _ in self._pieces.get(name, ()))
         for name, weight in sets:
             pieces = [piece for piece, _ in self._pieces.get(name, ())]
-            edge = name in _EDGES
-            count = edges if edge else sum(piece.count for piece in pieces)
-            row = _Row(self, edge, (weight / count) ** 0.5 if count else 0.0)
-            for piece in pieces:
-                values = torch.broadcast_tensors(piece.x, *piece.state, piece.tau, *piece.p)
-                yield row.of_weights, tuple(v.reshape(-1) for v in values)
+            if name in _EDGES:
+                kinds: dict[str | int, tuple[float, int]] = {"edge": (weight, 1)}
+            else:
+                kinds = {"value": (weight, self._near), "gamma": (self._penalty(name), 1)}
+                kinds |= {n: (weight * v, 1) for n, v in enumerate(c.sobolev, 1)}
+            count = edges if name in _EDGES else sum(piece.count for piece in pieces)
+            for kind, (factor, near) in kinds.items():
+                row = _Row(self, kind, (factor / count / near) ** 0.5 if count else 0.0)
+                for piece in pieces if factor else ():
+                    at = self._around(piece) if kind == "value" else piece
+                    given = (at.x, *at.state, at.tau, *at.p, self._half(at))
+                    values = torch.broadcast_tensors(*given)
+                    yield row.of_weights, tuple(v.reshape(-1) for v in values)
 
     @torch.no_grad()
     def locate(self) -> str:
@@ -234,6 +319,7 @@ class PricingProblem:
                 if name in _EDGES:
                     r = self.operator.value(points.x, points.state, points.tau, points.p)
                 else:
+                    points = self._around(points)
                     r = self.residual(points, fixed)
                 bad = (~torch.isfinite(r)).nonzero()
                 if len(bad):
@@ -257,24 +343,52 @@ class PricingProblem:
         self._rebuild()
 
 
-class _Row(nn.Module):
-    """One weighted residual as a function of the operator's weights and one point."""
+def _written_out(points: Points) -> Points:
+    """The same as points that each have parameters of their own."""
+    if not points.grid:
+        return points
+    values = torch.broadcast_tensors(points.x, *points.state, points.tau, *points.p)
+    n = 2 + len(points.state)
+    x, *state, tau = (v.reshape(-1) for v in values[:n])
+    return Points(x, tuple(state), tau, type(points.p)(*(v.reshape(-1) for v in values[n:])))
 
-    def __init__(self, problem: PricingProblem, edge: bool, weight: float):
+
+class _Row(nn.Module):
+    """One weighted residual as a function of the operator's weights and one point.
+
+    Of a kind: "edge", "value" (R), 1 or 2 (s R_x, s^2 R_xx) or "gamma".
+    """
+
+    def __init__(self, problem: PricingProblem, kind: str | int, weight: float):
         super().__init__()
         self.operator, self.problem = problem.operator, [problem]  # in a list: it is no module
-        self.edge, self.weight = edge, weight
+        self.kind, self.weight = kind, weight
 
     def forward(self, *row: Tensor) -> Tensor:
         (problem,) = self.problem
         states = len(problem.model.states)
-        x, *state, tau = row[: 2 + states]
-        p = problem.model.Parameters(*row[2 + states :])
-        if self.edge:
-            u = problem.operator.value(x, tuple(state), tau, p)
+        x, *some, tau = row[: 2 + states]
+        state, half = tuple(some), row[-1]
+        p = problem.model.Parameters(*row[2 + states : -1])
+        if self.kind == "edge":
+            u = problem.operator.value(x, state, tau, p)
             return self.weight * (u - problem.claim.edge(x, tau, p.r))
-        r = problem._early(problem._by_jets(x, tuple(state), tau, p), tau)
-        return self.weight * r * torch.sqrt(1 + problem.config.lambda_max * r * r)
+        if self.kind == "gamma":
+            return self.weight * problem._negative_gamma(x, state, tau, p)
+
+        def residual(x):
+            return problem._early(problem._by_jets(x, state, tau, p), tau)
+
+        if self.kind == "value":
+            r = residual(x)
+            return self.weight * r * torch.sqrt(1 + problem.config.lambda_max * r * r)
+        order, scale = int(self.kind), problem._scale(Points(x, state, tau, p))
+        if problem._near == 1:
+            found = equation.scaled_derivatives(residual, x, scale, order)
+        else:
+            at = [x - half, x + half] if order == 1 else [x - half, x, x + half]
+            found = equation.scaled_differences([residual(v) for v in at], scale, half)
+        return self.weight * found[-1]
 
     def of_weights(self, weights: dict[str, Tensor], *row: Tensor) -> Tensor:
         named = {f"operator.{k}": v for k, v in weights.items()}
