@@ -150,7 +150,7 @@ def network_trace(axis, trace, edges, *, shade=()) -> None:
                 (x0, y0), (x1, y1) = places[column][i], places[column + 1][j]
                 grey = (column - 1, i) in shade or (column, j) in shade
                 axis.plot([x0, x1], [y0, y1], "-", color="#BBBBBB" if grey else "black", lw=1)
-                at = (x0 + 0.32 * (x1 - x0), y0 + 0.32 * (y1 - y0))
+                at = (x0 + 0.39 * (x1 - x0), y0 + 0.39 * (y1 - y0))
                 axis.text(*at, f"{weight:.4f}", fontsize=7, ha="center", va="center", bbox=white)
     note = {"fontsize": 8, "textcoords": "offset points", "ha": "center", "bbox": white}
     for column, (x, bar) in enumerate(zip(values, slopes, strict=True)):
