@@ -1,6 +1,6 @@
 """Sound Greeks: surrogates whose derivatives you can trust. The table of contents."""
 
-from . import operators, training, weights
+from . import calibration, operators, training, weights
 from .arithmetic import Interval, Jet, intervals, jets
 from .models import Domain, bachelier, black_scholes, claims, garch, heston, paths
 from .operators import ansatz, collocation, equation, evaluation, networks
@@ -15,6 +15,8 @@ __all__ = [
     "Interval", "Jet", "intervals", "jets",
     # networks that solve pricing equations
     "ansatz", "collocation", "equation", "evaluation", "networks", "operators", "training",
+    # models fitted to markets
+    "calibration",
     # small networks
     "significance", "sobolev",
     # trained networks

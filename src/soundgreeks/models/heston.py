@@ -86,6 +86,7 @@ class Heston(Model):
     domain = TABLE_I
     meaning = dict(kappa=POSITIVE, theta=NON_NEGATIVE, sigma=NON_NEGATIVE, rho=CORRELATION)
     conditions = {"feller": satisfies_feller}
+    edges = {"feller": 1.0}
     closed_form = True
     power = 0.5
 
@@ -129,6 +130,9 @@ class Heston(Model):
 
     def closeness(self, p):
         return p.sigma**2 / (2 * p.kappa * p.theta)
+
+    def at_closeness(self, p, value):
+        return p._replace(sigma=(2 * p.kappa * p.theta * value).sqrt())
 
     def step(self, p, dt, z, nu):
         """`variance_step` where it stays positive, Euler's step elsewhere.

@@ -137,6 +137,7 @@ class Model:
     domain : ranges of parameters, x, states and tau to train and judge on
     meaning : (low, high, words) of what a parameter may be at all
     conditions : further conditions on the parameters, by name
+    edges : the `closeness` at which a condition begins to fail, by name
     separable : whether `variance` does not depend on the parameters; the residual of a linear
         ansatz is then a matrix product
     closed_form : whether `greeks` is exact
@@ -151,6 +152,7 @@ class Model:
     domain: Domain
     meaning: Mapping[str, tuple[float, float, str]] = {}
     conditions: Mapping[str, Callable[..., Tensor]] = {}
+    edges: Mapping[str, float] = {}
     separable: bool = True
     closed_form: bool = False
     power: float | None = None
@@ -308,6 +310,20 @@ class Model:
         tensor(0.)
         """
         return torch.zeros(p.shape)
+
+    def at_closeness(self, p, value: Tensor):
+        """The parameters with their volatility of variance moved to where `closeness` is `value`.
+
+        >>> p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+        >>> heston.MODEL.at_closeness(p, torch.tensor(1.0)).sigma  # the Feller boundary
+        tensor(0.4000, dtype=torch.float64)
+
+        Raises
+        ------
+        NotImplementedError
+            The model has no condition.
+        """
+        raise NotImplementedError(f"{self.name} has no condition")
 
     # -- what helps a network --------------------------------------------------------------------
 
