@@ -94,20 +94,31 @@ class Generator(torch.Generator):
     device = property(lambda self: self.places[self._cdata])
 
 
+NESTS = (list, tuple, dict)
+
+
 def leaves(tree) -> list:
-    """Whatever stands in nested lists, tuples and dictionaries."""
-    if isinstance(tree, dict):
-        tree = tuple(tree.values())
-    return [x for y in tree for x in leaves(y)] if isinstance(tree, list | tuple) else [tree]
+    """Whatever stands in a nest of lists, tuples and dictionaries."""
+    found = []
+    for x in tree.values() if isinstance(tree, dict) else tree:
+        if isinstance(x, NESTS):
+            found += leaves(x)
+        else:
+            found.append(x)
+    return found
 
 
 def swap(tree, kind: type, change):
     """The same nest of lists, tuples and dictionaries with every `kind` of thing changed."""
-    if isinstance(tree, kind):
-        return change(tree)
-    if isinstance(tree, dict):
-        return {key: swap(x, kind, change) for key, x in tree.items()}
-    return type(tree)(swap(x, kind, change) for x in tree) if type(tree) in (list, tuple) else tree
+
+    def new(x):
+        if isinstance(x, kind):
+            return change(x)
+        return swap(x, kind, change) if type(x) in NESTS else x
+
+    if type(tree) is dict:
+        return {key: new(x) for key, x in tree.items()}
+    return type(tree)([new(x) for x in tree]) if type(tree) in NESTS else new(tree)
 
 
 def is_far(device) -> bool:
