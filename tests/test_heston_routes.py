@@ -203,8 +203,8 @@ def test_no_place_in_table_i_is_worse(side, x):
 # --- the market, by QuantLib's own calibration -------------------------------------------------
 
 
-def quantlib_market():
-    """Heston model and calibration helpers of the DAX quotes, exact days."""
+def quantlib_market(jumps=False):
+    """Heston model (with `jumps`, Bates') and calibration helpers of the DAX quotes, exact days."""
     path = runner.find_root() / "book" / "data" / "dax_2002-07-05.csv"
     strike, days, rate, vol = np.genfromtxt(path, delimiter=",", comments="#", skip_header=3).T
     today, year, spot = ql.Date(5, 7, 2002), ql.Actual365Fixed(), 4468.17
@@ -214,8 +214,14 @@ def quantlib_market():
     curve = ql.YieldTermStructureHandle(ql.ZeroCurve(dates, [rates[0], *rates], year))
     none = ql.YieldTermStructureHandle(ql.FlatForward(today, 0.0, year))
     quote = ql.QuoteHandle(ql.SimpleQuote(spot))
-    model = ql.HestonModel(ql.HestonProcess(curve, none, quote, 0.1, 1.0, 0.1, 0.4, -0.5))
-    engine, helpers = ql.AnalyticHestonEngine(model, 64), []
+    first_guess = (curve, none, quote, 0.1, 1.0, 0.1, 0.4, -0.5)
+    if jumps:
+        model = ql.BatesModel(ql.BatesProcess(*first_guess, 0.3, -0.1, 0.15))
+        engine = ql.BatesEngine(model, 160)
+    else:
+        model = ql.HestonModel(ql.HestonProcess(*first_guess))
+        engine = ql.AnalyticHestonEngine(model, 64)
+    helpers = []
     for k, d, v in zip(strike, days, vol, strict=True):
         helper = ql.HestonModelHelper(
             ql.Period(int(d), ql.Days), ql.NullCalendar(), spot, k,
@@ -241,6 +247,13 @@ def test_the_market_by_quantlibs_own_calibration():
     for name, value in found.items():
         agrees(f"dax_{name}", value, "external")
     agrees("dax_feller_ratio", 2 * kappa * theta / sigma**2, "external")
+
+
+def test_the_market_with_jumps_by_quantlibs_own_calibration():
+    (model, helpers), small = quantlib_market(jumps=True), 1e-8
+    method = ql.LevenbergMarquardt(small, small, small)
+    model.calibrate(helpers, method, ql.EndCriteria(400, 50, small, small, small))
+    agrees("exercise.jumps", distance_of(helpers), "external")
 
 
 def test_the_closest_model_of_table_i_by_quantlibs_prices():
