@@ -1,4 +1,4 @@
-"""The commands ``soundgreeks train`` and ``soundgreeks evaluate``."""
+"""The commands ``soundgreeks train``, ``soundgreeks correct`` and ``soundgreeks evaluate``."""
 
 import argparse
 import json
@@ -12,12 +12,12 @@ import torch.distributed as dist
 from .. import weights
 from .._environment import device_name, select_device
 from .._validate import require
-from ..operators import PRESETS, evaluation, train_operator
+from ..operators import PRESETS, evaluation, learned, train_operator
 from .runner import require_room
 
 
 def add_commands(subparsers) -> None:
-    """Add both to an ``argparse`` set of sub-parsers; each sets ``run``, called with its arguments.
+    """Add them to an ``argparse`` set of sub-parsers; each sets ``run``, called with its arguments.
 
     >>> arguments = parser.parse_args(); arguments.run(arguments)  # doctest: +SKIP
     """
@@ -29,6 +29,18 @@ def add_commands(subparsers) -> None:
     parser.add_argument("--evaluation-seed", type=int, default=1)
     parser.add_argument("--note", default="", help="a sentence for the provenance")
     parser.set_defaults(run=train)
+    parser = subparsers.add_parser("correct", help="learn an operator's error from single paths")
+    parser.add_argument("weights", help=f"one of {', '.join(operators())} or a file")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the weights")
+    parser.add_argument("--name", help="of the file; by default NAME_corrected")
+    parser.add_argument("--count", type=int, default=2**21, help="options, one path each")
+    parser.add_argument("--steps", type=int, default=6000, help="of the fit")
+    parser.add_argument("--slopes", type=float, default=0.0, help="weight of the slope labels")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--evaluation-seed", type=int, default=1)
+    parser.add_argument("--note", default="", help="a sentence for the provenance")
+    parser.set_defaults(run=correct)
     parser = subparsers.add_parser("evaluate", help="measure an operator against the truth")
     parser.add_argument("weights", help=f"one of {', '.join(operators())} or a file")
     parser.add_argument("--seed", type=int, default=0)
@@ -105,6 +117,37 @@ def _train(arguments: argparse.Namespace, device: torch.device) -> None:
         )
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def correct(arguments: argparse.Namespace) -> None:
+    """`operators.learned.learn`, measure, and write OUT/NAME_corrected with its provenance.
+
+    Raises
+    ------
+    ValueError
+        No such device here, no operator, one whose error its residual does not know, a number
+        outside its range, a folder that cannot be written to.
+    """
+    device = select_device(arguments.device)
+    for name in ("seed", "evaluation_seed"):
+        require_seed(name, getattr(arguments, name))
+    require_room(arguments.out)
+    operator = weights.load(arguments.weights)
+    options = {k: getattr(arguments, k) for k in ("count", "steps", "slopes", "seed")}
+    found = learned.learn(operator.to(device), **options).cpu()
+    table = evaluation.evaluate(found, arguments.evaluation_seed)
+    print(evaluation.format_table(table))
+    about = {
+        "profile": "full",
+        "preset": operator.config.name,
+        "corrected": {"of": operator.provenance["sha256"], **options},
+        "device": device_name(device),
+        "note": arguments.note,
+        "evaluation_seed": arguments.evaluation_seed,
+        "metrics": table,
+    }
+    name = arguments.name or f"{Path(arguments.weights).stem}_corrected"
+    weights.save(found.to(getattr(torch, operator.config.dtype)), arguments.out / name, about)
 
 
 def steps_taken(log: Path, phases) -> list[str]:

@@ -1,6 +1,6 @@
 """Networks that solve pricing equations."""
 
-from . import ansatz, collocation, correction, equation, evaluation, networks
+from . import ansatz, collocation, correction, equation, evaluation, learned, networks
 from .collocation import Points
 from .operator import PRESETS, Config, Operator
 from .problem import PricingProblem, train_operator
@@ -16,6 +16,7 @@ __all__ = [
     "correction",
     "equation",
     "evaluation",
+    "learned",
     "networks",
     "train_operator",
 ]

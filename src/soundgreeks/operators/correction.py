@@ -61,6 +61,17 @@ class Correction(NamedTuple):
     bend_error: Tensor
 
 
+def require_identity(operator) -> None:
+    """Raise ValueError unless the operator is smooth and exact at maturity.
+
+    >>> require_identity(weights.load("sound"))
+    """
+    name, claim = operator.config.ansatz, type(operator.claim)
+    require(name in SMOOTH, "ansatz", repr(name), f"one of {', '.join(SMOOTH)}: it has no kink")
+    plain = claim.shape is Claim.shape and claim.condition is Claim.condition
+    require(plain, "claim", repr(operator.claim.name), "European")
+
+
 def samples(operator, x: Tensor, state, tau: Tensor, p, draws: Tensor, order: int = 0):
     r"""One sample a path of the identity, and of its derivatives in x up to `order`: each (n,).
 
@@ -133,10 +144,7 @@ def estimate(
     per = paths // SCRAMBLES
     require(per > 0 and paths % SCRAMBLES == 0, "paths", paths, f"a multiple of {SCRAMBLES}")
     require(count >= 1, "count", count, "at least 1")
-    name, claim = operator.config.ansatz, type(operator.claim)
-    require(name in SMOOTH, "ansatz", repr(name), f"one of {', '.join(SMOOTH)}: it has no kink")
-    plain = claim.shape is Claim.shape and claim.condition is Claim.condition
-    require(plain, "claim", repr(operator.claim.name), "European")
+    require_identity(operator)
     state, model = as_states(state), operator.model
     dimension, source = 2 + count * len(model.noises), torch.Generator().manual_seed(seed)
     sets = []

@@ -20,12 +20,13 @@ from .._environment import environment
 from .._validate import require
 from ..arithmetic.intervals.networks import ACTIVATIONS, layers_of
 from ..operators import Config, Operator, networks
+from ..operators.learned import Learned
 from ..pruning.sobolev import Standardised
 
 SHIPPED = Path(__file__).parent
 _FORMAT = "soundgreeks/2"
 _FIRST = "soundgreeks/1"  # the checksum covered the tensors alone; configurations knew only Heston
-_IDENTITY = ("format", "kind", "config", "activation", "networks")  # what a network is
+_IDENTITY = ("format", "kind", "config", "activation", "networks", "seconds")  # what a network is
 
 
 class WeightsError(ValueError):
@@ -160,6 +161,8 @@ def save(operator: Operator, path: Path | str, provenance: dict) -> None:
     """
     config = operator.config.to_dict()
     about = {"kind": "operator", "seed": operator.config.seed, "config": config}
+    if isinstance(operator, Learned):
+        about["seconds"] = operator.shapes
     write(path, operator.state_dict(), about | provenance)
 
 
@@ -185,7 +188,8 @@ def load(name: Path | str, *, dtype: torch.dtype = torch.float64) -> Operator:
     if provenance.get("kind") != "operator":
         raise WeightsError(f"{name!r} must hold an operator, got {provenance.get('kind')!r}")
     try:
-        operator = Operator(Config.from_dict(provenance["config"]))
+        config, shapes = Config.from_dict(provenance["config"]), provenance.get("seconds")
+        operator = Operator(config) if shapes is None else Learned(config, shapes)
         operator.load_state_dict(tensors)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{name!r} does not fit its own configuration: {error}") from error
