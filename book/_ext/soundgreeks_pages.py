@@ -167,20 +167,22 @@ MAP = {  # where a chapter stands on the map, in which colour, and what is writt
     "11": (310, 390, "s", "The smile in", "the anchor"),
     "12": (450, 390, "s", "The error", "knows itself"),
     "13": (590, 390, "s", "Sobolev and", "the equation"),
-    "14": (590, 475, "s", "Against", "others"),
+    "14": (310, 475, "s", "Against", "others"),
+    "15": (590, 475, "m", "Calibration", ""),
 }
 BELOW = 555  # where the rows of chapters without a place begin
 NEEDS = "0-1 0-6 0-8 1-2 2-3 3-4 3-5 6-7 8-9 7-10 9-10 11-12 12-13".split()
 DOWN = {  # arrows from part to part, past the boxes between
     "2-11": "M340 120V387",
     "3-12": "M515 120V387",
-    "10-13": "M645 305V387",
-    "11-14": "M365 450C365 500 400 505 588 505",
+    "5-13": "M700 130C718 180 718 330 690 387",
+    "11-14": "M365 450V472",
+    "12-15": "M505 450C505 490 530 505 588 505",
 }
 MAP_TITLE = (
     "Which chapter needs which: 0 leads to the first two parts; 1, 2, 3 in a line, then 4 and 5; "
     "6 before 7, 8 before 9; 10 needs 7 and 9; in the third part 11 needs 2, 12 needs 3 and 11, "
-    "13 needs 10 and 12, 14 needs 11."
+    "13 needs 5 and 12, 14 needs 11; in the fourth 15 needs 12."
 )
 
 
