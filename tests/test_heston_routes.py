@@ -203,7 +203,7 @@ def test_no_place_in_table_i_is_worse(side, x):
 # --- the market, by QuantLib's own calibration -------------------------------------------------
 
 
-def quantlib_market(jumps=False):
+def quantlib_market(jumps=False, error=ql.BlackCalibrationHelper.ImpliedVolError):
     """Heston model (with `jumps`, Bates') and calibration helpers of the DAX quotes, exact days."""
     path = runner.find_root() / "book" / "data" / "dax_2002-07-05.csv"
     strike, days, rate, vol = np.genfromtxt(path, delimiter=",", comments="#", skip_header=3).T
@@ -226,7 +226,7 @@ def quantlib_market(jumps=False):
         helper = ql.HestonModelHelper(
             ql.Period(int(d), ql.Days), ql.NullCalendar(), spot, k,
             ql.QuoteHandle(ql.SimpleQuote(v)), curve, none,
-            ql.BlackCalibrationHelper.ImpliedVolError,
+            error,
         )  # fmt: skip
         helper.setPricingEngine(engine)
         helpers.append(helper)

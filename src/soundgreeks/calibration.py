@@ -250,9 +250,10 @@ class Surface:
             leaf = z.detach().clone().requires_grad_()
             state, p = self.unpack(leaf, torch.zeros_like(z[:, 0]))
             values = torch.stack([*state, *tuple(p)[:-1]], -1)
-            slope = [torch.autograd.grad(v.sum(), leaf, retain_graph=True)[0]
-                     for v in values.unbind(-1)]  # fmt: skip
-        return values.detach(), torch.stack(slope, 1)
+            slope = torch.eye(z.shape[-1]).to(z).repeat(len(z), 1, 1)
+            if self.domain.where:  # only sigma is not an unknown itself
+                (slope[:, self.names.index("sigma")],) = torch.autograd.grad(p.sigma.sum(), leaf)
+        return values.detach(), slope
 
     def volatilities(self, z: Tensor, market: Tensor | int = 0) -> Tensor:
         """The model's implied volatilities (B, n); NaN where its price has none."""

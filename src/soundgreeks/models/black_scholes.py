@@ -114,6 +114,8 @@ def implied_variance(price, k, *, iterations: int = 60) -> Tensor:
     price : undiscounted call in units of strike
     k : forward log-moneyness, broadcast against `price`
 
+    iterations : at most
+
     Returns
     -------
     Tensor of the broadcast shape; NaN where no w in (0, 16] gives the price, i.e. outside
@@ -135,7 +137,9 @@ def implied_variance(price, k, *, iterations: int = 60) -> Tensor:
         vega = torch.exp(-0.5 * (k / s - 0.5 * s) ** 2) / _SQRT_2PI
         newton = s - (found - price) / vega
         inside = (newton > low) & (newton < high)
-        s = torch.where(inside, newton, 0.5 * (low + high))
+        before, s = s, torch.where(inside, newton, 0.5 * (low + high))
+        if bool(((s - before).abs() <= 4 * torch.finfo(s.dtype).eps * s).all()):
+            break
     intrinsic = torch.expm1(k).clamp_min(0)
     resolved = price - intrinsic > 4 * torch.finfo(k.dtype).eps * intrinsic
     return torch.where(resolved & (price < torch.exp(k)) & (s < 4), s * s, torch.nan)

@@ -18,6 +18,7 @@ from . import black_scholes
 
 _NODES = 96
 _FAR = 40.0  # the last node, in units of 1/sqrt(w)
+_CHUNK = 32  # parameter vectors at a time: complex temporaries stay in the cache
 
 
 class HestonSurface:
@@ -47,60 +48,62 @@ class HestonSurface:
         require((volatility > 0), "volatility", volatility, "positive")
         require(nodes >= 8, "nodes", nodes, "at least 8")
         self.tau, which = tau.unique(return_inverse=True)
-        self.rows = [(which == i).nonzero().squeeze(1) for i in range(len(self.tau))]
-        w = torch.stack([(volatility**2 * tau)[rows].mean() for rows in self.rows])
+        own = which[:, None] == torch.arange(len(self.tau), device=x.device)
+        w = (own * (volatility**2 * tau)[:, None]).sum(0) / own.sum(0)  # mean of each maturity
         # u = sinh(t)/(2 sqrt(w)): dense where the integrand turns, sparse where it has decayed
         t, weight = (torch.as_tensor(v).to(x) for v in _legendre(nodes))
         last = math.asinh(2 * _FAR)
-        t, weight = last * t, last * weight
         scale = (0.5 / w.sqrt())[:, None]
-        self.u = scale * torch.sinh(t)
+        self.u = scale * torch.sinh(last * t)  # (maturities, nodes)
         self.q = self.u**2 + 0.25
+        size = scale * torch.cosh(last * t) * last * weight / (math.pi * self.q)
         k, discount = x + r * tau, torch.exp(-r * tau)
         self.anchor = black_scholes.value(k, w[which]) * discount
-        self.known = torch.exp(-0.5 * w[:, None] * self.q)  # of the control variate
-        self.kernel = []  # (options of a maturity, nodes), complex
-        for i, rows in enumerate(self.rows):
-            size = scale[i] * torch.cosh(t) * weight / (math.pi * self.q[i])
-            phase = torch.exp(k[rows, None] * (0.5 + 1j * self.u[i])) * size
-            self.kernel.append(-discount[rows, None] * phase)
+        self.known = torch.exp(-0.5 * w[:, None] * self.q)  # the control variate's
+        phase = torch.exp(k[:, None] * (0.5 + 1j * self.u[which])) * size[which]
+        phase = -discount[:, None] * phase
+        rank = (own.cumsum(0) - 1).gather(1, which[:, None]).squeeze(1)  # within its maturity
+        self.place = which, rank
+        # Re(a b) as a real product; maturities with fewer options are filled up with zeros
+        self.kernel = phase.real.new_zeros(len(self.tau), int(rank.max()) + 1, 2 * nodes)
+        self.kernel[self.place] = torch.cat([phase.real, -phase.imag], -1)
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Prices (B, n) and derivatives (B, n, 5) at z (B, 5): nu, kappa, theta, sigma, rho."""
-        nu, kappa, theta, sigma, rho = z.double()[:, :, None, None].unbind(1)
+        found = torch.cat([self._channels(*part.double().T) for part in z.split(_CHUNK)], 2)
+        found = found[self.place].movedim(0, 1)
+        return self.anchor + found[..., 0], found[..., 1:]
+
+    def _channels(self, nu, kappa, theta, sigma, rho) -> Tensor:
+        """Price less its anchor and five derivatives, (maturities, options of each, B, 6)."""
         phi, log = self._characteristic(nu, kappa, theta, sigma, rho)
-        channels = torch.stack([phi - self.known, *(phi * v for v in log)], -1)  # (B, T, nodes, 6)
-        out = z.new_empty(len(z), len(self.anchor), 6, dtype=torch.float64)
-        for i, rows in enumerate(self.rows):
-            # Re(a b) = Re a Re b - Im a Im b, two real products in place of a complex one
-            c, kernel = channels[:, i], self.kernel[i]
-            out[:, rows] = kernel.real @ c.real - kernel.imag @ c.imag
-        return self.anchor + out[..., 0], out[..., 1:]
+        c = torch.stack([phi - self.known[..., None], *(phi * v for v in log)], -1)
+        c = torch.cat([c.real, c.imag], 1)  # (maturities, 2 nodes, B, 6)
+        return (self.kernel @ c.flatten(2)).unflatten(2, (-1, 6))
 
     def _characteristic(self, nu, kappa, theta, sigma, rho) -> tuple[Tensor, list[Tensor]]:
-        """phi(u - i/2) and the derivatives of its logarithm C + D nu: (B, maturities, nodes).
+        """phi(u - i/2) and the derivatives of its logarithm C + D nu: (maturities, nodes, B).
 
         C = kappa theta G, and G and D depend on b = kappa - rho sigma (iu + 1/2) and s = sigma^2
         alone: two derivatives each make all five.
         """
-        q, tau, iu = self.q, self.tau[:, None], 0.5 + 1j * self.u
+        q, tau, iu = self.q[..., None], self.tau[:, None, None], 0.5 + 1j * self.u[..., None]
         s = sigma**2
         b = kappa - rho * sigma * iu
         d = torch.sqrt(b * b + s * q)
         e = torch.exp(-d * tau)
+        over, fall = 1 / (b + d), q * (1 - e)
         m = b + d + (d - b) * e
-        fall = q * (1 - e)
         big_d = -fall / m
-        ratio = 1 / (2 * d * (b + d))
-        z = -s * fall * ratio
+        z = (-0.5 * s) * fall * over / d
         log = torch.log(1 + z)
-        g = -(q * tau / (b + d) + 2 / s * log)
+        g = -(q * tau * over + 2 / s * log)
 
         def vary(db, dd, ds):  # the same direction for everything that b and s move
             de = -tau * e * dd
             d_big_d = (q * de - big_d * (db * (1 - e) + dd * (1 + e) + (d - b) * de)) / m
-            dz = -ratio * (ds * fall - s * q * de) - z * (dd / d + (db + dd) / (b + d))
-            dg = q * tau * (db + dd) / (b + d) ** 2 - 2 / s * (dz / (1 + z) - ds * log / s)
+            dz = (-0.5 * over / d) * (ds * fall - s * q * de) - z * (dd / d + (db + dd) * over)
+            dg = q * tau * (db + dd) * over * over - 2 / s * (dz / (1 + z) - ds * log / s)
             return kappa * theta * dg + d_big_d * nu
 
         of_b, of_s = vary(1.0, b / d, 0.0), vary(0.0, q / (2 * d), 1.0)
