@@ -35,7 +35,7 @@ from .networks import MLP
 from .operator import Config, Operator
 
 _ROWS = 2**13  # samples evaluated at a time
-_FLOOR = 3.0  # medians of the absolute label, below which a sample counts no more
+_FLOOR = 0.15  # of the labels' RMS: below it a smaller error is of no more use
 
 
 class Second(nn.Module):
@@ -282,7 +282,7 @@ def precision(known: Tensor, label: Tensor) -> Tensor:
     """Inverse of the label's local mean square and a floor, (n,), such that E[W label^2] = 1.
 
     The local mean square is the exponential of a linear fit of ln label^2 to what is known (n, d),
-    the floor the square of three medians of the label: below it a smaller error is of no use.
+    the floor the square of a share of the labels' RMS: below it a smaller error is of no use.
 
     >>> known = torch.linspace(-1, 1, 1000)[:, None]
     >>> w = operators.learned.precision(known, torch.exp(3 * known[:, 0]))
@@ -291,12 +291,13 @@ def precision(known: Tensor, label: Tensor) -> Tensor:
     """
     z = torch.cat([known, torch.ones_like(known[:, :1])], 1)
     squared = label.square()
-    logs = (squared + 1e-6 * squared.median()).log()
+    mean = squared.mean()
+    logs = (squared + 1e-4 * mean).log()  # a label of nothing has no logarithm
     gram, right = (z.T @ z / len(z)).double(), (z.T @ logs / len(z)).double()
     ridge = 1e-4 * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     local = (z @ torch.linalg.solve(gram + ridge, right).to(z)).exp()
     local = local * (squared / local).mean()
-    inverse = 1 / (local + _FLOOR**2 * squared.median())
+    inverse = 1 / (local + _FLOOR**2 * mean)
     return inverse / (inverse * squared).mean()
 
 
