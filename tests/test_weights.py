@@ -144,7 +144,8 @@ def test_not_safetensors(tmp_path):
 
 
 OPERATORS = [
-    "deepsvm", "garch", "paper_anchor", "paper_implied", "paper_points", "sound", "sound_small",
+    "deepsvm", "garch", "paper_anchor", "paper_implied", "paper_points", "sound",
+    "sound_corrected", "sound_small",
 ]  # fmt: skip
 
 
