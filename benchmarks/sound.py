@@ -1,0 +1,87 @@
+"""The shipped operator from several seeds: trained, or resumed, and measured against the formula.
+
+Run `OMP_NUM_THREADS=1 python benchmarks/sound.py [--write] [SEED ...]`, by default 0, 2
+and 3 (0 is shipped), 45 minutes each on one core. The runs are kept in `build/runs/sound_SEED`. On 100,000 points that no
+training has seen, uniform over Table I and tau from .005: errors of price, Delta, Gamma and implied
+volatility; on a million more, negative Gammas. `--write` renews chapter 11's table.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+
+import torch
+
+from soundgreeks import black_scholes, heston, weights
+from soundgreeks.book import runner
+from soundgreeks.operators import PRESETS, evaluation, train_operator
+
+PLACES = (-0.3, -0.1, 0.0, 0.1, 0.25, 0.4, 0.6, 0.9, 1.2)  # of the peak, in standard deviations
+
+
+def points(n: int, seed: int):
+    """x, nu, tau and parameters, all uniform over Table I under its condition."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.rand(3, n, generator=generator, dtype=torch.float64)
+    low = evaluation.TAU_LOW
+    x, nu = (heston.TABLE_I.scale(name, v) for name, v in zip(("x", "nu"), u, strict=False))
+    return x, nu, low + (1 - low) * u[2], heston.sample_parameters(n, generator=generator)
+
+
+def peak(nu, tau, p) -> torch.Tensor:
+    """The largest true Gamma of each curve, nearly."""
+    deviation = heston.expected_variance(nu, tau, p).sqrt()
+    found = [heston.price_delta_gamma(z * deviation, nu, tau, p)[2] for z in PLACES]
+    return torch.stack(found).amax(0)
+
+
+def statistics(operator, n: int = 100_000, gammas: int = 1_000_000) -> dict[str, float]:
+    """RMS and worst errors: prices in strikes, Gammas in peaks, volatilities in bp."""
+    x, nu, tau, p = points(n, 2024)
+    price, delta, gamma = heston.price_delta_gamma(x, nu, tau, p)
+    found = operator.greeks(x, nu, tau, p)
+    k, growth = x + p.r * tau, torch.exp(p.r * tau)
+    w = black_scholes.implied_variance(price * growth, k)
+    ours = black_scholes.implied_variance(found.price * growth, k)
+    vega = 2 * black_scholes.partials(k, w.log()).y / (w / tau).sqrt() / growth
+    seen = vega > 1e-2
+    off = {
+        "price": found.price - price,
+        "delta": found.delta - delta,
+        "gamma": (found.gamma - gamma) / peak(nu, tau, p),
+        "volatility": 1e4 * ((ours / tau).sqrt() - (w / tau).sqrt())[seen],
+    }
+    row = {f"{k} rmse": v.square().mean().sqrt().item() for k, v in off.items()}
+    row |= {f"{k} worst": v.abs().max().item() for k, v in off.items()}
+    x, nu, tau, p = points(gammas, 77)
+    gamma = operator.greeks(x, nu, tau, p).gamma
+    i = (gamma < 0).nonzero().squeeze(1)
+    share = gamma[i] / peak(nu[i], tau[i], p[i])
+    row["negative Gammas"] = int((share < -1e-7).sum())
+    row["lowest Gamma"] = share.min().item() if len(i) else 0.0
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("seeds", nargs="*", type=int, default=[0, 2, 3])
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    shipped, rows = weights.load("sound"), []
+    for seed in options.seeds:
+        if seed == shipped.config.seed:
+            operator = shipped
+        else:
+            folder = runner.find_root() / "build" / "runs" / f"sound_{seed}"
+            operator, _ = train_operator(replace(PRESETS["sound"], seed=seed), folder)
+        rows.append({"seed": seed} | statistics(operator.double().requires_grad_(False)))
+        print(rows[-1])
+    if options.write:
+        record = {"made_by": "benchmarks/sound.py --write"} | weights.environment() | {"rows": rows}
+        path = runner.find_root() / "book" / "data" / "sound_seeds.json"
+        path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
