@@ -1,9 +1,10 @@
 """The shipped operator from several seeds: trained, or resumed, and measured against the formula.
 
-Run `OMP_NUM_THREADS=1 python benchmarks/sound.py [--write] [SEED ...]`, by default 0, 2
-and 3 (0 is shipped), 45 minutes each on one core. The runs are kept in `build/runs/sound_SEED`. On 100,000 points that no
-training has seen, uniform over Table I and tau from .005: errors of price, Delta, Gamma and implied
-volatility; on a million more, negative Gammas. `--write` renews chapter 11's table.
+Run `OMP_NUM_THREADS=1 python benchmarks/sound.py [--write] [SEED ...]`, by default seeds 0, 2 and
+3 (0 is shipped), 45 minutes each on one core. The runs are kept in `build/runs/sound_SEED`. On
+100,000 points that no training has seen, uniform over Table I and tau from .005: errors of price,
+Delta, Gamma and implied volatility; on a million more, negative Gammas. `--write` renews chapter
+11's table.
 """
 
 import argparse
