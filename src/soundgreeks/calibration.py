@@ -99,35 +99,43 @@ def minimise(
     require(start.ndim == 2, "start", start, "of shape (problems, unknowns)")
     low, high = (torch.as_tensor(v).to(start).expand_as(start) for v in (low, high))
     require((start >= low) & (start <= high), "start", start, "within the box")
-    z, rows = start.clone(), torch.arange(len(start), device=start.device)
+    z, rows = start, torch.arange(len(start), device=start.device)
     r, jac = function(z, rows)
     require(torch.isfinite(r).all(-1), "residuals at the start", r, "finite")
     cost = 0.5 * r.square().sum(-1)
     damping, growth = torch.full_like(cost, 1e-3), torch.full_like(cost, 2.0)
-    used, done = torch.ones_like(rows), torch.zeros_like(rows, dtype=torch.bool)
+    used, no = torch.ones_like(rows), torch.zeros_like(rows, dtype=torch.bool)
+    answer = Solution(*(v.clone() for v in (z, cost, r, jac, used, no)))
+
+    def keep(which, converged: bool) -> None:
+        found = (z, cost, r, jac, used, torch.full_like(no[: len(rows)], converged))
+        for kept, v in zip(answer, found, strict=True):
+            kept[rows[which]] = v[which]
+
     for _ in range(calls - 1):
-        rows = (~done).nonzero().squeeze(1)
-        if not len(rows):
-            break
-        step, expected = _step(z[rows], r[rows], jac[rows], low[rows], high[rows], damping[rows])
-        small = expected.abs() <= tolerance * (cost[rows] + tolerance)
-        done[rows[small]] = True
-        rows, step, expected = rows[~small], step[~small], expected[~small]
-        if not len(rows):
-            break
-        trial = z[rows] + step
+        step, expected = _step(z, r, jac, low, high, damping)
+        ready = (expected.abs() <= tolerance * (cost + tolerance)) | (damping > 1e12)
+        if bool(ready.any()):
+            keep(ready, True)
+            z, r, jac, cost, damping, growth, used, rows, step, expected, low, high = (
+                v[~ready]
+                for v in (z, r, jac, cost, damping, growth, used, rows, step, expected, low, high)
+            )
+            if not len(rows):
+                break
+        trial = z + step
         r_new, jac_new = function(trial, rows)
         cost_new = 0.5 * r_new.square().sum(-1)
-        gain = (cost[rows] - cost_new) / expected
+        gain = (cost - cost_new) / expected
         taken = (gain > 0) & (expected > 0)  # false for what is not finite
         factor = (1 - (2 * gain - 1) ** 3).clamp_min(1 / 3)
-        damping[rows] *= torch.where(taken, factor, growth[rows])
-        growth[rows] = torch.where(taken, 2.0, 2 * growth[rows])
-        used[rows] += 1
-        done[rows] = damping[rows] > 1e12  # no step is small enough to help
-        won = rows[taken]
-        z[won], r[won], jac[won], cost[won] = (v[taken] for v in (trial, r_new, jac_new, cost_new))
-    return Solution(z, cost, r, jac, used, done)
+        damping = damping * torch.where(taken, factor, growth)
+        growth = torch.where(taken, 2.0, 2 * growth)
+        z, r = (torch.where(taken[:, None], *v) for v in ((trial, z), (r_new, r)))
+        jac, cost = torch.where(taken[:, None, None], jac_new, jac), cost.where(~taken, cost_new)
+        used = used + 1
+    keep(torch.ones_like(rows, dtype=torch.bool), False)
+    return answer
 
 
 def _step(z, r, jac, low, high, damping) -> tuple[Tensor, Tensor]:
@@ -258,10 +266,16 @@ class Surface:
     def volatilities(self, z: Tensor, market: Tensor | int = 0) -> Tensor:
         """The model's implied volatilities (B, n); NaN where its price has none."""
         rows = torch.as_tensor(market, device=z.device).expand(len(z))
-        price = self.priced(z, rows)[0]
-        k, tau = self.x[rows] + self.r[rows] * self.tau[rows], self.tau[rows]
-        growth = torch.exp(self.r[rows] * tau)
-        return (black_scholes.implied_variance(price * growth, k) / tau).sqrt()
+        tau, vol = self.tau[rows], self.volatility[rows]
+        k, growth = self.x[rows] + self.r[rows] * tau, torch.exp(self.r[rows] * tau)
+        price = self.priced(z, rows)[0] * growth
+        for _ in range(8):  # the quotes are near
+            at = black_scholes.partials(k, (vol * vol * tau).log())
+            step = (price - at.value) * vol / (2 * at.y)
+            vol = torch.maximum(vol + step, 0.25 * vol)
+            if bool((step.abs() < 1e-10).all()):
+                return vol
+        return (black_scholes.implied_variance(price, k) / tau).sqrt()
 
 
 class FormulaSurface(Surface):

@@ -92,21 +92,24 @@ class HestonSurface:
         b = kappa - rho * sigma * iu
         d = torch.sqrt(b * b + s * q)
         e = torch.exp(-d * tau)
-        over, fall = 1 / (b + d), q * (1 - e)
-        m = b + d + (d - b) * e
-        big_d = -fall / m
-        z = (-0.5 * s) * fall * over / d
-        log = torch.log(1 + z)
+        over_d, over, fall = 1 / d, 1 / (b + d), q * (1 - e)  # products are faster than quotients
+        over_m = 1 / (b + d + (d - b) * e)
+        big_d = -fall * over_m
+        z_s = -0.5 * fall * over * over_d  # z/s
+        over_z = 1 / (1 + s * z_s)
+        log = -torch.log(over_z)
         g = -(q * tau * over + 2 / s * log)
 
         def vary(db, dd, ds):  # the same direction for everything that b and s move
             de = -tau * e * dd
-            d_big_d = (q * de - big_d * (db * (1 - e) + dd * (1 + e) + (d - b) * de)) / m
-            dz = (-0.5 * over / d) * (ds * fall - s * q * de) - z * (dd / d + (db + dd) * over)
-            dg = q * tau * (db + dd) * over * over - 2 / s * (dz / (1 + z) - ds * log / s)
+            d_big_d = (q * de - big_d * (db * (1 - e) + dd * (1 + e) + (d - b) * de)) * over_m
+            dz = ds * z_s + s * (
+                0.5 * over * over_d * q * de - z_s * (dd * over_d + (db + dd) * over)
+            )
+            dg = q * tau * (db + dd) * over * over - 2 / s * (dz * over_z - ds / s * log)
             return kappa * theta * dg + d_big_d * nu
 
-        of_b, of_s = vary(1.0, b / d, 0.0), vary(0.0, q / (2 * d), 1.0)
+        of_b, of_s = vary(1.0, b * over_d, 0.0), vary(0.0, 0.5 * q * over_d, 1.0)
         derivatives = [
             big_d,
             theta * g + of_b,
