@@ -41,8 +41,8 @@ def test_a_package_that_is_absent_is_left_out(monkeypatch):
 
 
 def test_the_library_imports_no_more_than_it_depends_on():
-    """scipy, matplotlib and the tools of the book come with extras, which a user may not have."""
-    extra = {"scipy", "matplotlib", "nbformat", "papermill", "yaml", "IPython"}
+    """matplotlib and the tools of the book come with extras, which a user may not have."""
+    extra = {"matplotlib", "nbformat", "papermill", "yaml", "IPython"}
     script = "import sys, soundgreeks.book.cli; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "soundgreeks" in result.stdout.split() and not extra & set(result.stdout.split())

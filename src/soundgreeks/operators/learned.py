@@ -17,7 +17,7 @@ and its own residual along paths says what is left.
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,8 @@ class Learned(Operator):
     shapes : (width, hidden) of each M
     """
 
+    seconds: Any  # nn.ModuleList of Second
+
     def __init__(self, config: Config, shapes: Sequence[tuple[int, int]] = ()):
         super().__init__(config)
         size = self._similarity_size()
@@ -106,7 +108,7 @@ class Learned(Operator):
         if last is None:
             n = super().correction(at, embedded)
         else:  # the first network's output costs one more row
-            head = self.network.layers[-1]
+            head: Any = self.network.layers[-1]  # type: ignore[index]
             out = (last.data @ head.weight.T)[..., 0]
             n = last.jet(torch.cat([out[:1] + head.bias, out[1:]]).unbind(0))
         for second in self.seconds:
@@ -127,7 +129,7 @@ def knows(operator: Operator, at: At) -> tuple[Stack, Stack | None]:
     h = jets.stack(operator._features(at))
     if not isinstance(operator.network, MLP):
         return h, None
-    found, network = [h.data], operator.network
+    network, found = operator.network, [h.data]
     for i, layer in enumerate(network.layers[:-1]):
         residual = network.residual and i > 0
         h = jets.layer(h, layer.weight, layer.bias, network.activation, residual)
@@ -145,7 +147,7 @@ class Labels(NamedTuple):
     """
 
     value: Tensor  # Y, in units of strike; its mean is the error of the price
-    slope: Tensor | None  # Y_x along the same path; its mean is the error of u_x
+    slope: Any  # Y_x along the same path, whose mean is the error of u_x; or None
     tangent: Tensor  # du/dN
     bend: Tensor  # d^2 u/dN dx
 
@@ -155,7 +157,7 @@ class Labels(NamedTuple):
         >>> Labels(*torch.zeros(4, 3)).first(2).value
         tensor([0., 0.])
         """
-        return Labels(*(None if v is None else v[:count] for v in self))
+        return Labels(*(None if v is None else v[:count] for v in self))  # type: ignore[arg-type]
 
 
 def draw(operator: Operator, count: int, *, seed: int = 0, visited: float = 0.25) -> Points:
@@ -244,8 +246,9 @@ def _tangent(operator: Operator, x, state, tau, p) -> tuple[Tensor, Tensor]:
     value, slope = n.value.requires_grad_(), n.part("x").requires_grad_()
     with torch.enable_grad():
         u = ANSATZ[operator.config.ansatz](Jet(value, pairs=(), x=slope), at)
-        options = dict(allow_unused=True, materialize_grads=True)
-        bend, tangent = torch.autograd.grad(u.part("x").sum(), (value, slope), **options)
+        bend, tangent = torch.autograd.grad(
+            u.part("x").sum(), (value, slope), allow_unused=True, materialize_grads=True
+        )
     return tangent, bend
 
 
@@ -344,8 +347,8 @@ def fit(
         found = Learned(operator.config, [*shapes, (width, hidden)])
     found.load_state_dict(operator.state_dict(), strict=False)
     found = found.float().to(operator.device).requires_grad_(False)
-    like = dict(dtype=torch.float32, device=operator.device)
-    labels = Labels(*(None if v is None else v.to(**like) for v in labels))
+    like: Any = dict(dtype=torch.float32, device=operator.device)
+    labels = Labels(*(None if v is None else v.to(**like) for v in labels))  # type: ignore[arg-type]
     with torch.no_grad():
         pieces = (v.to(**like) for v in points.chunks(_ROWS))
         ats = (_at(found, v.x, v.state, v.tau, v.p) for v in pieces)
