@@ -216,7 +216,8 @@ class Surface:
         limits = dict(zip(self.names, self.domain.of(*self.names), strict=True))
         if self.domain.where:
             limits["sigma"] = (1e-3, self.largest**0.5)
-        low, high = torch.tensor(list(limits.values())).to(self.x).T
+        like = dict(dtype=self.x.dtype, device=self.x.device)
+        low, high = torch.tensor(list(limits.values()), **like).T
         return low, high
 
     def pack(self, state: tuple[Tensor, ...], p) -> Tensor:
