@@ -216,7 +216,7 @@ class Surface:
         limits = dict(zip(self.names, self.domain.of(*self.names), strict=True))
         if self.domain.where:
             limits["sigma"] = (1e-3, self.largest**0.5)
-        like = dict(dtype=self.x.dtype, device=self.x.device)
+        like: Any = dict(dtype=self.x.dtype, device=self.x.device)
         low, high = torch.tensor(list(limits.values()), **like).T
         return low, high
 
