@@ -13,6 +13,10 @@ BASKET = bachelier.Basket.random()
 RAW = Interval(torch.full((7,), 40.0), torch.full((7,), 160.0))
 
 
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
 def sample(dtype=torch.float32):
     drawn = BASKET.sample(512, generator=torch.Generator().manual_seed(1))[:3]
     return sobolev.Labels(*(t.to(dtype) for t in drawn))
@@ -24,8 +28,15 @@ def standardised(*widths, dtype=torch.float32):
     return sobolev.Standardised(networks.plain(7, *widths).to(dtype), data.x, data.value)
 
 
+def test_the_readme_prices_and_calibrates(capsys):
+    prices, fits, _ = blocks()
+    exec(prices + fits, {})
+    report = capsys.readouterr().out
+    assert "kappa" in report and "RMSE" in report and "edge" not in report
+
+
 def test_the_readme_prunes_and_trains():
-    _, block = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    *_, block = blocks()
     assert len([line for line in block.splitlines() if line.strip()]) <= 15
     space: dict = {}
     exec(block, space)
