@@ -126,11 +126,11 @@ def main() -> None:
         name = f"QuantLib, {nodes} nodes"
         rows.append(dict(key=key, name=name, one_ms=ms, calls=calls, bp=residual(z), many_ms=None))
     for key, name, surface in (
-        ("autograd", "formula, option by option, reverse mode",
+        ("autograd", "formula, reverse mode",
          lambda q: Surface(heston.call, heston.MODEL, q)),
-        ("formula", "formula, one $\\varphi$ a maturity, derivatives by hand",
+        ("formula", "formula, shared $\\varphi$",
          lambda q: FormulaSurface(q)),
-        ("operator", "`sound`, reverse mode",
+        ("operator", "`sound`",
          lambda q: Surface(sound.price, heston.MODEL, q)),
     ):  # fmt: skip
         made = surface(one)
@@ -145,7 +145,7 @@ def main() -> None:
     for row in rows:
         each = "" if row["many_ms"] is None else f"{row['many_ms']:8.3f} ms each of a thousand"
         one_ms, calls, bp = (row[k] for k in ("one_ms", "calls", "bp"))
-        print(f"{row['name']:52} {one_ms:8.2f} ms {calls:4d} calls {bp:.1e} bp {each}")
+        print(f"{row['name']:26} {one_ms:8.2f} ms {calls:4d} calls {bp:.1e} bp {each}")
     if write:
         record = {"made_by": "benchmarks/calibration.py --write", "quantlib": ql.__version__}
         record |= weights.environment() | {"rows": rows}
