@@ -1,6 +1,6 @@
 """What is priced: models, claims, closed forms and paths. No networks."""
 
-from . import bachelier, black_scholes, claims, garch, heston, paths
+from . import bachelier, black_scholes, claims, garch, heston, lognormal, paths
 from .domain import Domain
 from .model import MODELS, Model, register
 
@@ -13,6 +13,7 @@ __all__ = [
     "claims",
     "garch",
     "heston",
+    "lognormal",
     "paths",
     "register",
 ]

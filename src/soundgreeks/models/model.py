@@ -345,6 +345,17 @@ class Model:
         low, high = self.domain[name]
         return value * (2 / (high - low)) + -(high + low) / (high - low)
 
+    def visited(self, p, domain: Domain, u: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """States to impose the equation at, from uniforms u (n,), one a state, and parameters (n,).
+
+        By default their squares, scaled to the domain: dense where the variance is small. A model
+        whose paths go elsewhere says where.
+
+        >>> garch.MODEL.visited(None, Domain({"nu": (0.0, 1.0)}), [torch.tensor(0.5)])
+        (tensor(0.2500),)
+        """
+        return tuple(domain.scale(s, v**2) for s, v in zip(self.states, u, strict=True))
+
     def smile(self, p) -> Tensor | float:
         """A factor to which the correction to Black-Scholes is proportional when it is small.
 

@@ -70,11 +70,7 @@ def moments(p, tau, nu, y, power: float) -> Moments:
     >>> found.skew, found.bend, found.spread
     (tensor(-0.5000...), tensor(0.1667...), tensor(0.3333...))
     """
-    value = tau.value if isinstance(tau, Jet) else tau
-    q, weight = _nodes(value.dtype, value.device, torch.is_inference_mode_enabled())
-    given = (p.kappa, p.theta, value, nu.value if isinstance(nu, Jet) else nu)
-    flat = (1,) * max(torch.as_tensor(v).ndim for v in given)
-    q, weight = q.view(-1, *flat), weight.view(-1, *flat)
+    q, weight = nodes(tau, nu, p.kappa, p.theta)
     inner, inner_weight = q[:, None], weight[:, None]  # (inner, outer, ...)
 
     def path(q):
@@ -84,18 +80,36 @@ def moments(p, tau, nu, y, power: float) -> Moments:
     v, a = path(q), jets.expm1(tau * (-p.kappa * (1 - q))) / -p.kappa
     before = jets.power(path(q * inner), power + 0.5)
     before = before * jets.exp(tau * (-p.kappa * q * (1 - inner)))
-    before = _sum(before * inner_weight) * q  # over tau
-    first = _sum(jets.power(v, power + 0.5) * a * weight) * tau
-    second = _sum(jets.power(v, 2 * power) * (a * a) * weight) * tau
-    mixed = _sum(jets.power(v, power - 0.5) * (power + 0.5) * a * before * weight) * tau * tau
+    before = total(before * inner_weight) * q  # over tau
+    first = total(jets.power(v, power + 0.5) * a * weight) * tau
+    second = total(jets.power(v, 2 * power) * (a * a) * weight) * tau
+    mixed = total(jets.power(v, power - 0.5) * (power + 0.5) * a * before * weight) * tau * tau
     skew, square = p.sigma * p.rho, jets.exp(y * -2)
     return Moments(
         first * jets.exp(y * -1.5) * skew, mixed * square * skew**2, second * square * p.sigma**2
     )
 
 
-def _sum(v):
-    """Over the first dimension, of every channel."""
+def nodes(*given) -> tuple[Tensor, Tensor]:
+    """Gauss nodes and weights on [0, 1], shaped to stand before tensors or jets `given`.
+
+    >>> q, weight = nodes(torch.zeros(3, 4, dtype=torch.float64))
+    >>> q.shape, (weight * q**3).sum()
+    (torch.Size([5, 1, 1]), tensor(0.2500, dtype=torch.float64))
+    """
+    values = [torch.as_tensor(v.value if isinstance(v, Jet) else v) for v in given]
+    where = values[0].dtype, values[0].device
+    q, weight = _nodes(*where, torch.is_inference_mode_enabled())
+    flat = (1,) * max(v.ndim for v in values)
+    return q.view(-1, *flat), weight.view(-1, *flat)
+
+
+def total(v):
+    """The sum over the first dimension, of every channel.
+
+    >>> total(Jet(torch.tensor([1.0, 2.0]), x=torch.ones(2)))
+    Jet(3.0, {'x': tensor(2.)})
+    """
     if not isinstance(v, Jet):
         return v.sum(0)
     shape = v.value.shape

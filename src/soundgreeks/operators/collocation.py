@@ -259,8 +259,8 @@ def draw_similar(
 ) -> Points:
     """Points where the price bends, whatever its scale: x normal with deviation spread sqrt(w).
 
-    States are drawn as squares of uniforms and tau as their power `tau_power`, dense towards their
-    lower ends, x clamped to its range; a share `uniform_share` of the points has uniform x. Each
+    States are the model's (`Model.visited`), tau a power `tau_power` of uniforms, dense towards its
+    lower end, x clamped to its range; a share `uniform_share` of the points has uniform x. Each
     has its own parameters.
 
     >>> points = draw_similar(64, spread=0.0, uniform_share=0.0)  # all at the money
@@ -271,7 +271,7 @@ def draw_similar(
     u = _sobol(n, 3 + len(model.states), generator).unbind(1)
     p = model.sample(n, domain, generator=generator)
     p = parameters_near_edge(p, edge_share, model, domain, generator=generator)
-    state = tuple(domain.scale(s, v**2) for s, v in zip(model.states, u[1:], strict=False))
+    state = model.visited(p, domain, u[1:-2])
     tau = domain.scale("tau", u[-2] ** tau_power)
     w = model.expected_variance(p, tau, *state)
     z = torch.special.ndtri(u[0].clamp(1e-6, 1 - 1e-6))

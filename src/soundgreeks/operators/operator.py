@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .._validate import require, tensors
 from ..arithmetic import jets
 from ..arithmetic.jets import Jet
-from ..models import garch, heston
+from ..models import garch, heston, lognormal
 from ..models.claims import CLAIMS
 from ..models.domain import Domain
 from ..models.model import MODELS, Greeks, as_states, delta_gamma
@@ -228,6 +228,11 @@ PRESETS: dict[str, Config] = {
     "garch": replace(
         _SOUND, name="garch", model="garch", width=64, points=4096,
         domain=garch.MODEL.domain | _VISITED,
+        phases=(Phase("soap", 4_000, 2e-2, warmup=100, epsilon=1e-15),),
+    ),
+    "lognormal": replace(
+        _SOUND, name="lognormal", model="lognormal", width=64, points=4096,
+        domain=lognormal.MODEL.domain | _VISITED | {"nu": (1e-4, 5.0)},
         phases=(Phase("soap", 4_000, 2e-2, warmup=100, epsilon=1e-15),),
     ),
     "smoke": replace(
