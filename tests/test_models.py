@@ -13,7 +13,7 @@ import torch
 import two_factor
 
 import soundgreeks
-from soundgreeks import evaluation, garch, heston, paths, weights
+from soundgreeks import Domain, evaluation, garch, heston, paths, weights
 from soundgreeks.models.model import MODELS, Model
 from soundgreeks.operators import PRESETS, train_operator
 from soundgreeks.training import Phase
@@ -157,3 +157,19 @@ def test_near_the_edge_of_feller():
     assert moved.double().mean() > 0.5
     assert ((heston.MODEL.closeness(near)[moved] - 0.9).abs() <= 0.1).all()
     assert heston.satisfies_feller(near).all()
+
+
+def test_a_wide_domain_draws_evenly_in_logarithms_and_beyond_feller():
+    wide = Domain(heston.TABLE_I | {"kappa": (0.2, 20.0), "sigma": (0.05, 4.0)}, "wide", ("kappa",))
+    p = heston.MODEL.sample(4000, wide, generator=torch.Generator().manual_seed(0))
+    assert heston.satisfies_wide(p).all() and not heston.satisfies_feller(p).all()
+    free = Domain(dict(wide), "", ("kappa",))
+    kappa = heston.MODEL.sample(4000, free, generator=torch.Generator().manual_seed(0)).kappa
+    assert abs(float(kappa.median()) - 2.0) < 0.1 and float(kappa.min()) < 0.22
+    near = heston.MODEL.near_edge(p, torch.rand(4000, dtype=F64), wide)
+    moved = near.sigma != p.sigma
+    assert ((near.sigma**2 / (12.5 * p.kappa * p.theta))[moved] - 0.9).abs().max() <= 0.1
+    assert Domain.from_dict(wide.to_dict()) == wide and (wide | {"rho": (-1.0, 0.0)}).logarithmic
+    for names, word in ((("vega",), "logarithmic must be one of"), (("r",), "range of r")):
+        with pytest.raises(ValueError, match=word):
+            Domain(dict(wide), "", names)

@@ -47,6 +47,10 @@ def test_each_term_is_what_it_says_and_carries_its_weight():
         assert tripled == pytest.approx(base | {name: 3 * base[name]})
     fourth = terms(problem_for(lambda_max=0.0))
     assert fourth["physics"] < base["physics"] and fourth["atm"] < base["atm"]
+    robust = terms(problem_for(robust=1e-6))
+    assert 0 < robust["physics"] < 1e-3 * base["physics"] and robust["atm"] < base["atm"]
+    with pytest.raises(ValueError, match="robust must be 0 for gauss-newton"):
+        problem_for(robust=1.0, phases=(Phase("gauss-newton", 1),))
     problem = problem_for()
     points = problem.sets["physics"]
     problem.operator.requires_grad_(False)

@@ -22,22 +22,28 @@ class Domain(Mapping):
     ----------
     ranges : (low, high) by name, finite, low <= high
     where : name of a condition in the model's `conditions`, "" for none
+    logarithmic : names of the quantities that are drawn uniformly in their logarithm
 
     Raises
     ------
     ValueError
-        A range that is reversed or not finite.
+        A range that is reversed or not finite, or a logarithmic one that is not positive.
     """
 
     ranges: Mapping[str, tuple[float, float]]
     where: str = ""
+    logarithmic: tuple[str, ...] = ()
 
     def __post_init__(self):
         ranges = {k: (float(low), float(high)) for k, (low, high) in dict(self.ranges).items()}
         for name, (low, high) in ranges.items():
             ok = float("-inf") < low <= high < float("inf")
             require(ok, f"range of {name}", (low, high), "finite, low <= high")
+        for name in self.logarithmic:
+            require(name in ranges, "logarithmic", repr(name), f"one of {tuple(ranges)}")
+            require(ranges[name][0] > 0, f"range of {name}", ranges[name], "positive")
         object.__setattr__(self, "ranges", ranges)
+        object.__setattr__(self, "logarithmic", tuple(self.logarithmic))
 
     def __getitem__(self, name: str) -> tuple[float, float]:
         return self.ranges[name]
@@ -49,11 +55,11 @@ class Domain(Mapping):
         return len(self.ranges)
 
     def __hash__(self):
-        return hash((tuple(self.ranges.items()), self.where))
+        return hash((tuple(self.ranges.items()), self.where, self.logarithmic))
 
     def __or__(self, other: Mapping[str, tuple[float, float]]) -> "Domain":
         """The same with some ranges replaced; the condition stays."""
-        return Domain({**self.ranges, **other}, self.where)
+        return Domain({**self.ranges, **other}, self.where, self.logarithmic)
 
     def of(self, *names: str) -> list[tuple[float, float]]:
         """The ranges of some names, in their order.
@@ -70,6 +76,8 @@ class Domain(Mapping):
         tensor([-2.,  1.])
         """
         low, high = self.ranges[name]
+        if name in self.logarithmic:
+            return low * (high / low) ** unit
         return low + (high - low) * unit
 
     def outside(self, **values: Tensor) -> list[str]:
@@ -94,7 +102,8 @@ class Domain(Mapping):
         >>> Domain({"x": (-2.0, 2.0)}).to_dict()
         {'ranges': {'x': [-2.0, 2.0]}, 'where': ''}
         """
-        return {"ranges": {k: list(v) for k, v in self.ranges.items()}, "where": self.where}
+        found: dict = {"ranges": {k: list(v) for k, v in self.ranges.items()}, "where": self.where}
+        return found | ({"logarithmic": list(self.logarithmic)} if self.logarithmic else {})
 
     @classmethod
     def from_dict(cls, values: dict) -> "Domain":
@@ -103,4 +112,5 @@ class Domain(Mapping):
         >>> Domain.from_dict({"ranges": {"x": [-2.0, 2.0]}})["x"]
         (-2.0, 2.0)
         """
-        return cls({k: tuple(v) for k, v in values["ranges"].items()}, values.get("where", ""))
+        ranges = {k: tuple(v) for k, v in values["ranges"].items()}
+        return cls(ranges, values.get("where", ""), tuple(values.get("logarithmic", ())))

@@ -73,6 +73,15 @@ def satisfies_feller(p: Parameters) -> Tensor:
     return torch.as_tensor(2 * p.kappa * p.theta > p.sigma**2)
 
 
+def satisfies_wide(p: Parameters) -> Tensor:
+    """Whether sigma^2 < 12.5 kappa theta: far beyond Feller, where markets are. Shape of `p`.
+
+    >>> satisfies_wide(Parameters(2.0, 0.04, 0.9, -0.7, 0.05))  # 0.81 < 1
+    tensor(True)
+    """
+    return torch.as_tensor(12.5 * p.kappa * p.theta > p.sigma**2)
+
+
 class Heston(Model):
     """Heston's coefficients.
 
@@ -85,8 +94,8 @@ class Heston(Model):
     Parameters = Parameters
     domain = TABLE_I
     meaning = dict(kappa=POSITIVE, theta=NON_NEGATIVE, sigma=NON_NEGATIVE, rho=CORRELATION)
-    conditions = {"feller": satisfies_feller}
-    edges = {"feller": 1.0}
+    conditions = {"feller": satisfies_feller, "wide": satisfies_wide}
+    edges = {"feller": 1.0, "wide": 6.25}
     closed_form = True
     power = 0.5
 
@@ -117,14 +126,15 @@ class Heston(Model):
         return p.sigma
 
     def near_edge(self, p, u, domain):
-        """sigma^2 moved into (.8, 1) 2 kappa theta, where the domain still holds.
+        """sigma^2 moved into (.8, 1) of its bound, where the domain still holds.
 
         >>> p = MODEL.checked(Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
         >>> MODEL.near_edge(p, torch.tensor(0.5), TABLE_I).sigma**2  # 0.9 of 0.16
         tensor(0.1440, dtype=torch.float64)
         """
         low, high = domain["sigma"]
-        edge = (2 * p.kappa * p.theta).sqrt() * (0.8 + 0.2 * u).sqrt()
+        most = 2 * self.edges.get(domain.where, 1.0)
+        edge = (most * p.kappa * p.theta).sqrt() * (0.8 + 0.2 * u).sqrt()
         sigma = torch.where((edge > low) & (edge < high), edge, p.sigma)
         return p._replace(sigma=sigma)
 

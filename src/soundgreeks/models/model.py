@@ -275,10 +275,11 @@ class Model:
         source = generator.device if generator is not None else "cpu"
         seed = int(torch.randint(2**31 - 1, (), generator=generator, device=source))
         sobol = torch.quasirandom.SobolEngine(len(names), scramble=True, seed=seed)
-        low, high = torch.tensor(domain.of(*names), dtype=torch.float64, device="cpu").T
-        kept = low.new_empty(0, len(names))
+        kept = torch.empty(0, len(names), dtype=torch.float64, device="cpu")
         while len(kept) < n:
-            draw = low + (high - low) * sobol.draw(2 * n + 16, dtype=torch.float64)
+            units = sobol.draw(2 * n + 16, dtype=torch.float64).unbind(1)
+            scaled = (domain.scale(name, u) for name, u in zip(names, units, strict=True))
+            draw = torch.stack(list(scaled), 1)
             kept = torch.cat([kept, draw[holds(self.Parameters(*draw.T))]])
         return self.Parameters(*kept[:n].to(device=device, dtype=dtype).T)
 
@@ -345,11 +346,13 @@ class Model:
         low, high = self.domain[name]
         return value * (2 / (high - low)) + -(high + low) / (high - low)
 
-    def visited(self, p, domain: Domain, u: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def visited(
+        self, p, domain: Domain, u: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> tuple[Tensor, ...]:
         """States to impose the equation at, from uniforms u (n,), one a state, and parameters (n,).
 
         By default their squares, scaled to the domain: dense where the variance is small. A model
-        whose paths go elsewhere says where.
+        whose paths go elsewhere says where; it may draw more from the generator.
 
         >>> garch.MODEL.visited(None, Domain({"nu": (0.0, 1.0)}), [torch.tensor(0.5)])
         (tensor(0.2500),)
@@ -381,6 +384,14 @@ class Model:
             raise NotImplementedError(f"{self.name} has no power: override smile_moments")
         (nu,) = state
         return smile.moments(p, tau, nu, y, self.power)
+
+    def whole(self, state) -> tuple:
+        """All states, from what a user gives: a model with hidden factors adds their start.
+
+        >>> garch.MODEL.whole(0.04)
+        (0.04,)
+        """
+        return as_states(state)
 
     # -- paths -----------------------------------------------------------------------------------
 

@@ -253,15 +253,19 @@ def scaled_differences(values: Sequence[Tensor], scale: Tensor, half: Tensor) ->
     return slope, (high - 2 * middle[0] + low) * (scale / half) ** 2
 
 
-def physics_loss(r: Tensor, lambda_max: float = 0.1) -> Tensor:
+def physics_loss(r: Tensor, lambda_max: float = 0.1, robust: float = 0.0) -> Tensor:
     """E[R^2] + lambda_max E[R^4] (eq. 12, with R taken pointwise).
 
-    `r` has any shape; the loss is a scalar.
+    `r` has any shape; the loss is a scalar. With `robust` = c > 0 each R^2 becomes
+    c^2 ln(1 + R^2/c^2): Cauchy's loss, in which the few residuals far above c pull with a force
+    that falls like 1/R.
 
     >>> physics_loss(torch.tensor([1.0, 2.0]))  # 2.5 + 0.1 * 8.5
     tensor(3.3500)
     """
     squared = r * r
+    if robust:
+        squared = robust**2 * torch.log1p(squared / robust**2)
     return squared.mean() + lambda_max * (squared * squared).mean()
 
 

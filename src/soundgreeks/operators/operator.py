@@ -58,6 +58,8 @@ class Config:
     spread, tau_power : of fresh points, see `collocation.draw_similar`
     early : years below which residuals count less, by the factor (tau/(tau + early))^{1/4}; there
         they are large and matter to no price, as this is what they are integrated over
+    robust : size above which residuals count by their logarithm, see `equation.physics_loss`; 0 for
+        mean squares. Where the domain is wide, a few residuals at tiny variances would hold them
     sobolev : weights (lambda_1, lambda_2) of the mean squares of s R_x and s^2 R_xx beside that of
         R, with s = sqrt(w), w the expected total variance; (0, 0) for the equation alone
     sobolev_step : of these, central differences over this many s to either side, at twice or
@@ -98,6 +100,7 @@ class Config:
     spread: float = 1.6
     tau_power: float = 2.0
     early: float = 0.0
+    robust: float = 0.0
     sobolev: tuple[float, float] = (0.0, 0.0)
     sobolev_step: float = 0.1
     gamma_penalty: float = 0.0
@@ -130,7 +133,7 @@ class Config:
             whole = all(isinstance(v, int) and not isinstance(v, bool) for v in parts)
             require(whole and min(parts) >= least, name, value, f"whole and at least {least}")
         names = ("lambda_max", "lambda_boundary", "lambda_atm", "spread", "tau_power", "early",
-                 "sobolev_step", "gamma_penalty")  # fmt: skip
+                 "robust", "sobolev_step", "gamma_penalty")  # fmt: skip
         for name in names:
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, name, value, "finite and non-negative")
@@ -145,6 +148,8 @@ class Config:
             "in (0, rar_candidates], rar_candidates in (0, 1]",
         )
         require(len(self.phases) > 0, "phases", self.phases, "at least one")
+        squares = "gauss-newton" in {phase.optimizer for phase in self.phases}
+        require(not (self.robust and squares), "robust", self.robust, "0 for gauss-newton")
 
     def to_dict(self) -> dict:
         """A dictionary of plain values, from which `from_dict` makes the configuration again."""
@@ -291,7 +296,7 @@ class Operator(nn.Module):
     def _similarity_size(self) -> int:
         p = self.model.Parameters(*(torch.ones(()) for _ in self.model.Parameters._fields))
         one = Jet(torch.ones(()), pairs=self.model.pairs)
-        at = ansatz.At(one, (one,) * len(self.model.states), one, p, self.model)
+        at = self.at((one, (one,) * len(self.model.states), one), p)
         return len(self._features(at))
 
     def _features(self, at: ansatz.At) -> list[Jet]:
@@ -311,7 +316,7 @@ class Operator(nn.Module):
     def at(self, coordinates, p) -> ansatz.At:
         """Where to evaluate: jets (x, state, tau) and parameters."""
         x, state, tau = coordinates
-        return ansatz.At(x, state, tau, p, self.model, self.claim)
+        return ansatz.At(x, state, tau, p, self.model, self.claim.of(p))
 
     def correction(self, at: ansatz.At, embedded: Tensor | None = None) -> Jet:
         """The network's output N as a jet; `embedded` is the branch's, if known from before."""
@@ -325,7 +330,7 @@ class Operator(nn.Module):
         """u on jets (x, state, tau), with the channels that these carry."""
         at = self.at(coordinates, p)
         u = ansatz.ANSATZ[self.config.ansatz](self.correction(at, embedded), at)
-        return self.claim.shape(u, at.x, at.tau)
+        return at.claim.shape(u, at.x, at.tau)
 
     def jet(self, x: Tensor, state, tau: Tensor, p) -> Jet:
         """u and its derivatives, in the dtype of the network."""
@@ -418,7 +423,7 @@ class Operator(nn.Module):
 
     def _arguments(self, x, state, tau, p):
         """(x, states, tau, p) as checked tensors in the network's dtype and on its device."""
-        model, state = self.model, as_states(state)
+        model, state = self.model, self.model.whole(state)
         require(len(state) == len(model.states), "state", len(state), f"{model.states}")
         names = ("x", *model.states, "tau", *model.Parameters._fields)
         values = tensors(**dict(zip(names, (x, *state, tau, *p), strict=True)))

@@ -248,8 +248,9 @@ class PricingProblem:
 
     def _interior_loss(self, points: Points, fixed: Tensor | None) -> Tensor:
         r, *derivatives = self._with_derivatives(points, fixed)
-        loss = equation.physics_loss(r, self.config.lambda_max)
-        for weight, d in zip(self.config.sobolev, derivatives, strict=False):
+        c = self.config
+        loss = equation.physics_loss(r, c.lambda_max, c.robust)
+        for weight, d in zip(c.sobolev, derivatives, strict=False):
             loss = loss + weight * d.square().mean()
         return loss
 
