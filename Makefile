@@ -17,7 +17,7 @@ BOOK ?= book
 PAGES := build/$(BOOK)
 CHAPTERS = $(BIN)/soundgreeks list | cut -d' ' -f1 | xargs -P $(JOBS) -n 1 $(BIN)/soundgreeks run
 
-.PHONY: help book test lint unit notebooks chapters gpu bench mutants browser clean
+.PHONY: help book test lint unit notebooks devices chapters gpu bench mutants browser clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,10 +35,13 @@ lint: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 unit: $(STAMP)
-	$(PYTEST) tests --ignore tests/browser -q -n 2
+	$(PYTEST) tests --ignore tests/browser -q -n 2 -m "not chapter"
 
 notebooks: $(STAMP)
 	$(PYTEST) book --nbval-lax --nbval-cell-timeout 600 -q -n 2 --dist loadfile
+
+devices: $(STAMP)  ## train every chapter anew at toy size, on a second device that is emulated
+	$(PYTEST) tests/test_devices.py -q -n 2 -m chapter
 
 chapters: $(STAMP)  ## execute every chapter and promote the clean results into book/
 	$(CHAPTERS) --promote $(RUN)

@@ -20,6 +20,7 @@ from soundgreeks.book import runner
 CHAPTERS = runner.chapters(Path(__file__).parents[1] / "book")
 
 
+@pytest.mark.chapter
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_runs_whole_and_works_on_the_device(name):
     script = [sys.executable, second_device.__file__, CHAPTERS[name]]
