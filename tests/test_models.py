@@ -14,6 +14,7 @@ import two_factor
 
 import soundgreeks
 from soundgreeks import Domain, evaluation, garch, heston, paths, weights
+from soundgreeks.arithmetic import Jet
 from soundgreeks.models.model import MODELS, Model
 from soundgreeks.operators import PRESETS, train_operator
 from soundgreeks.training import Phase
@@ -160,16 +161,25 @@ def test_near_the_edge_of_feller():
 
 
 def test_a_wide_domain_draws_evenly_in_logarithms_and_beyond_feller():
-    wide = Domain(heston.TABLE_I | {"kappa": (0.2, 20.0), "sigma": (0.05, 4.0)}, "wide", ("kappa",))
-    p = heston.MODEL.sample(4000, wide, generator=torch.Generator().manual_seed(0))
+    model, wide = heston.WIDE_MODEL, heston.WIDE
+    p = model.sample(4000, generator=torch.Generator().manual_seed(0))
     assert heston.satisfies_wide(p).all() and not heston.satisfies_feller(p).all()
     free = Domain(dict(wide), "", ("kappa",))
-    kappa = heston.MODEL.sample(4000, free, generator=torch.Generator().manual_seed(0)).kappa
+    kappa = model.sample(4000, free, generator=torch.Generator().manual_seed(0)).kappa
     assert abs(float(kappa.median()) - 2.0) < 0.1 and float(kappa.min()) < 0.22
-    near = heston.MODEL.near_edge(p, torch.rand(4000, dtype=F64), wide)
+    near = model.near_edge(p, torch.rand(4000, dtype=F64), wide)
     moved = near.sigma != p.sigma
     assert ((near.sigma**2 / (12.5 * p.kappa * p.theta))[moved] - 0.9).abs().max() <= 0.1
     assert Domain.from_dict(wide.to_dict()) == wide and (wide | {"rho": (-1.0, 0.0)}).logarithmic
     for names, word in ((("vega",), "logarithmic must be one of"), (("r",), "range of r")):
         with pytest.raises(ValueError, match=word):
             Domain(dict(wide), "", names)
+
+
+def test_beyond_feller_the_network_sees_the_variance_smoothly():
+    """d/dnu of the coordinates stays bounded where the variance vanishes, unlike a logarithm's."""
+    p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.9, -0.7, 0.05))
+    for model, bounded in ((heston.WIDE_MODEL, True), (heston.MODEL, False)):
+        at_zero = Jet(torch.tensor(1e-6, dtype=F64), pairs=model.pairs, nu=1)
+        slopes = [float(torch.as_tensor(f.part("nu"))) for f in model.features(p, at_zero)]
+        assert (max(map(abs, slopes)) < 1e3) == bounded

@@ -46,6 +46,22 @@ TABLE_I = Domain(
 )
 """DeepSVM's Table I: five model parameters under the Feller condition, three coordinates."""
 
+WIDE = Domain(
+    {
+        "kappa": (0.2, 20.0),
+        "theta": (0.01, 0.30),
+        "sigma": (0.05, 4.0),
+        "rho": (-0.98, 0.3),
+        "r": (0.00, 0.08),
+        "x": (-2.0, 2.0),
+        "nu": (0.005, 0.60),
+        "tau": (0.0, 2.0),
+    },
+    where="wide",
+    logarithmic=("kappa",),
+)
+"""Where calibrations to equity indices end: far beyond Feller, up to two years."""
+
 
 class Parameters(ParameterTuple, namedtuple("Parameters", "kappa theta sigma rho r")):
     """Heston parameters, numbers or tensors that broadcast against each other.
@@ -94,8 +110,8 @@ class Heston(Model):
     Parameters = Parameters
     domain = TABLE_I
     meaning = dict(kappa=POSITIVE, theta=NON_NEGATIVE, sigma=NON_NEGATIVE, rho=CORRELATION)
-    conditions = {"feller": satisfies_feller, "wide": satisfies_wide}
-    edges = {"feller": 1.0, "wide": 6.25}
+    conditions = {"feller": satisfies_feller}
+    edges = {"feller": 1.0}
     closed_form = True
     power = 0.5
 
@@ -165,6 +181,31 @@ class Heston(Model):
 
 
 MODEL = register(Heston())
+
+
+class HestonWide(Heston):
+    """Heston's model where markets are: sigma^2 up to 6.25 times Feller's bound, two years.
+
+    There the variance reaches zero, and a second solution of the equation behaves as
+    nu^(1 - 2 kappa theta/sigma^2). The price is the smooth one, so the coordinate that the network
+    sees is smooth in nu at 0, and no logarithm.
+
+    >>> WIDE_MODEL.domain.where, WIDE_MODEL.domain["kappa"]
+    ('wide', (0.2, 20.0))
+    """
+
+    name = "heston_wide"
+    domain = WIDE
+    conditions = {"wide": satisfies_wide}
+    edges = {"wide": 6.25}
+
+    def features(self, p, nu: Jet) -> list[Jet]:
+        _, *constants = super().features(p, nu)
+        theta = p.theta.clamp_min(torch.finfo(p.theta.dtype).eps)
+        return [nu * jets.power(nu + theta, -1.0) * 4 + -2.0, *constants]
+
+
+WIDE_MODEL = register(HestonWide())
 
 
 def variance_step(p, dt, z: Tensor, nu: Tensor) -> Tensor:

@@ -257,15 +257,16 @@ def physics_loss(r: Tensor, lambda_max: float = 0.1, robust: float = 0.0) -> Ten
     """E[R^2] + lambda_max E[R^4] (eq. 12, with R taken pointwise).
 
     `r` has any shape; the loss is a scalar. With `robust` = c > 0 each R^2 becomes
-    c^2 ln(1 + R^2/c^2): Cauchy's loss, in which the few residuals far above c pull with a force
-    that falls like 1/R.
+    2 c^2 (sqrt(1 + R^2/c^2) - 1), the pseudo-Huber loss: squares below c, 2 c |R| above. It is
+    |R| that the price error is a mean of, so it may not be flatter than that: a loss that forgives
+    large residuals hides a kink in one of them.
 
     >>> physics_loss(torch.tensor([1.0, 2.0]))  # 2.5 + 0.1 * 8.5
     tensor(3.3500)
     """
     squared = r * r
     if robust:
-        squared = robust**2 * torch.log1p(squared / robust**2)
+        squared = 2 * robust**2 * ((1 + squared / robust**2).sqrt() - 1)
     return squared.mean() + lambda_max * (squared * squared).mean()
 
 
