@@ -58,8 +58,8 @@ class Config:
     spread, tau_power : of fresh points, see `collocation.draw_similar`
     early : years below which residuals count less, by the factor (tau/(tau + early))^{1/4}; there
         they are large and matter to no price, as this is what they are integrated over
-    robust : size above which residuals count by their logarithm, see `equation.physics_loss`; 0 for
-        mean squares. Where the domain is wide, a few residuals at tiny variances would hold them
+    robust : size above which residuals count by their absolute value, `equation.physics_loss`; 0
+        for mean squares. Where the domain is wide, a few residuals at tiny variances hold those
     sobolev : weights (lambda_1, lambda_2) of the mean squares of s R_x and s^2 R_xx beside that of
         R, with s = sqrt(w), w the expected total variance; (0, 0) for the equation alone
     sobolev_step : of these, central differences over this many s to either side, at twice or
@@ -222,6 +222,11 @@ PRESETS: dict[str, Config] = {
     "anchor": replace(_LAPTOP, name="anchor", ansatz="anchor"),
     "implied": replace(_LAPTOP, name="implied", ansatz="implied"),
     "sound": replace(_SOUND, name="sound"),
+    "sound_wide": replace(
+        _SOUND, name="sound_wide", model="heston_wide", width=80, points=4096, robust=1e-3,
+        domain=heston.WIDE | {"nu": (1e-4, 1.8), "x": (-4.5, 4.5), "tau": (5e-4, 2.0)},
+        phases=(Phase("soap", 12_000, 2e-2, warmup=100, epsilon=1e-15),),
+    ),
     # Black-Scholes at the expected variance is enough for five digits, and for a browser.
     "sound_small": Config(
         name="sound_small", network="similarity", ansatz="implied_scaled", width=64, hidden=4,
