@@ -196,8 +196,8 @@ class HestonWide(Heston):
 
     name = "heston_wide"
     domain = WIDE
-    conditions = {"wide": satisfies_wide}
-    edges = {"wide": 6.25}
+    conditions = Heston.conditions | {"wide": satisfies_wide}
+    edges = Heston.edges | {"wide": 6.25}
 
     def features(self, p, nu: Jet) -> list[Jet]:
         _, *constants = super().features(p, nu)

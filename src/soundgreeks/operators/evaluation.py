@@ -61,7 +61,8 @@ class EvaluationSet:
             "short maturity": self.tau <= 0.05,
         }
         if self.domain.where:
-            close = self.model.closeness(self.p) >= 0.9
+            edge = self.model.edges.get(self.domain.where, 1.0)
+            close = self.model.closeness(self.p) >= 0.9 * edge
             found[f"near {self.domain.where.title()}"] = close
         if len(self.model.states) == 1:
             found["small variance"] = self.nu <= _small(self.domain[self.model.states[0]])
