@@ -144,7 +144,7 @@ def test_not_safetensors(tmp_path):
 
 
 OPERATORS = [
-    "deepsvm", "garch", "paper_anchor", "paper_implied", "paper_points", "sound",
+    "deepsvm", "garch", "lognormal", "paper_anchor", "paper_implied", "paper_points", "sound",
     "sound_corrected", "sound_small",
 ]  # fmt: skip
 
