@@ -1,11 +1,14 @@
 """What each part of the recipe of `sound` buys, and whether a second order polishes it further.
 
-Run `OMP_NUM_THREADS=1 python benchmarks/recipe.py [--write] [--only ablation|polish]`, about an
-hour on one core; finished runs are kept in `build/recipe.json`, so that a stopped run goes on.
+Run `OMP_NUM_THREADS=1 python benchmarks/recipe.py [--write] [--only ablation|wide|polish]`, about
+an hour on one core; finished runs are kept in `build/recipe.json`, so that a stopped run goes on.
 
 Ablation: `sound` in small (48 wide, 1,500 steps of 2,048 points), and the same with one part taken
 out, three seeds each. Adam gets as much processor time as SOAP, at the best of three learning
 rates.
+
+Wide: `sound_wide` in small (64 wide, 1,500 steps of 2,048 points), with its coordinate of the
+variance, smooth at 0, or a logarithm; with its loss, or mean squares.
 
 Polish: an operator 32 wide, brought to its plateau by SOAP; then each method has the same
 processor time, in float64 on fixed points (four and more times as many as weights) but for SOAP,
@@ -20,8 +23,9 @@ from dataclasses import replace
 
 import torch
 
-from soundgreeks import heston
+from soundgreeks import Domain, heston
 from soundgreeks.book import runner
+from soundgreeks.models.model import register
 from soundgreeks.operators import PRESETS, Config, Operator, PricingProblem, evaluation
 from soundgreeks.training import Phase, train
 from soundgreeks.weights import environment
@@ -52,10 +56,29 @@ BUDGET = 120.0  # seconds of processor time for the polish
 POLISH_POINTS = 16_384
 
 
-def statistics(operator: Operator) -> dict[str, float]:
+class Logarithmic(heston.HestonWide):
+    """Beyond Feller with the coordinates that suit Table I."""
+
+    name = "logarithmic"
+    features = heston.Heston.features  # type: ignore[assignment]
+
+
+register(Logarithmic())
+_WIDE = replace(
+    PRESETS["sound_wide"], width=64, points=2048,
+    phases=(Phase("soap", STEPS, 2e-2, warmup=100, epsilon=1e-15),),
+)  # fmt: skip
+WIDE = {
+    f"{coordinate}, {loss}": replace(_WIDE, model=model, robust=robust)
+    for coordinate, model in (("smooth", "heston_wide"), ("logarithm", "logarithmic"))
+    for loss, robust in (("pseudo-Huber", _WIDE.robust), ("squares", 0.0))
+}
+
+
+def statistics(operator: Operator, domain: Domain = heston.TABLE_I) -> dict[str, float]:
     """Errors over the whole domain, and the worst of any region."""
     operator = operator.double().requires_grad_(False)
-    data = evaluation.draw(2024, 20_000)
+    data = evaluation.draw(2024, 20_000, operator.model, domain)
     table = evaluation.errors(operator, data)
     row = {k: v for k, v in table["all"].items() if k != "points"}
     return row | {"worst of all regions": max(r["price worst"] for r in table.values())}
@@ -84,6 +107,16 @@ def ablation(rows: dict, keep) -> None:
                 phase = replace(phase, steps=int(40 * time_of_soap / pilot), warmup=100)
                 operator, seconds = fit(replace(BASE, seed=seed, phases=(phase,)))
                 rows[key] = statistics(operator) | {"seconds": seconds, "steps": phase.steps}
+                keep()
+
+
+def wide(rows: dict, keep) -> None:
+    """Fill `rows` as `ablation` does, for the wide domain."""
+    for seed in SEEDS:
+        for name, config in WIDE.items():
+            if (key := f"{name}, seed {seed}") not in rows:
+                operator, seconds = fit(replace(config, seed=seed))
+                rows[key] = statistics(operator, heston.WIDE) | {"seconds": seconds}
                 keep()
 
 
@@ -138,21 +171,21 @@ def polish(rows: dict, keep) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--only", choices=("ablation", "polish"))
+    parser.add_argument("--only", choices=("ablation", "wide", "polish"))
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     root = runner.find_root()
     path = root / "build" / "recipe.json"
     path.parent.mkdir(exist_ok=True)
-    found = json.loads(path.read_text()) if path.exists() else {"ablation": {}, "polish": {}}
+    found = json.loads(path.read_text()) if path.exists() else {}
 
     def keep() -> None:
         path.write_text(json.dumps(found, indent=1) + "\n")
 
-    for name, part in (("ablation", ablation), ("polish", polish)):
-        if options.only in (None, name):
-            part(found[name], keep)
+    for part in (ablation, wide, polish):
+        if options.only in (None, part.__name__):
+            part(found.setdefault(part.__name__, {}), keep)
     for part in found.values():
         for key, row in part.items():
             print(
