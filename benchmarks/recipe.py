@@ -193,7 +193,8 @@ def main() -> None:
             )
     if options.write:
         record = runner.find_root() / "book" / "data" / "recipe.json"
-        about = {"made_by": "benchmarks/recipe.py --write"} | environment() | {"threads": 1}
+        about = {"made_by": "benchmarks/recipe.py --write"} | environment()
+        about |= {"steps": STEPS, "budget": BUDGET, "polish_points": POLISH_POINTS}
         record.write_text(json.dumps(about | found, indent=1) + "\n")
 
 
