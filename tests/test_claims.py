@@ -17,7 +17,7 @@ BARRIER = -0.3
 class DownAndOut(Call):
     """A call that dies at x = BARRIER."""
 
-    name = "down_and_out"
+    name = "knocked_out"
 
     def edge(self, x, tau, r):
         return torch.where(x > 0, super().edge(x, tau, r), 0.0)
@@ -29,7 +29,7 @@ class DownAndOut(Call):
 class AmericanPut(Put):
     """A put that may be exercised early: the smaller of residual and u - payoff vanishes."""
 
-    name = "american_put"
+    name = "exercised_early"
 
     def edge(self, x, tau, r):
         return self.payoff(x)
@@ -68,7 +68,7 @@ def test_a_put_trains_without_labels_to_the_put():
 
 def test_a_barrier_is_one_class():
     domain = heston.TABLE_I | {"x": (BARRIER, 2.0), "tau": (0.01, 1.0)}
-    operator = taught(claim="down_and_out", domain=domain)
+    operator = taught(claim="knocked_out", domain=domain)
     price = operator.price(X, 0.06, 1.0, P)
     assert operator.price(BARRIER, 0.06, 1.0, P).abs() < 1e-15
     call = heston.call(X, 0.06, 1.0, P)
@@ -77,13 +77,13 @@ def test_a_barrier_is_one_class():
 
 
 def test_early_exercise_is_one_class():
-    european, american = taught(claim="put"), taught(claim="american_put")
+    european, american = taught(claim="put"), taught(claim="exercised_early")
     high = P._replace(r=0.08)
     a, e = (o.price(X, 0.06, 1.0, high) for o in (american, european))
     assert (a > e - 5e-4).all() and (a - e).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["call", "put", "down_and_out", "american_put"])
+@pytest.mark.parametrize("name", ["call", "put", "knocked_out", "exercised_early"])
 def test_payoff_edges_and_round_trip(name):
     claim = CLAIMS[name]
     x = torch.tensor([-2.0, -0.5, 0.5, 2.0], dtype=F64)

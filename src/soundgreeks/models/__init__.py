@@ -1,6 +1,6 @@
 """What is priced: models, claims, closed forms and paths. No networks."""
 
-from . import bachelier, black_scholes, claims, garch, heston, lognormal, paths
+from . import american, bachelier, barrier, black_scholes, claims, garch, heston, lognormal, paths
 from .domain import Domain
 from .model import MODELS, Model, register
 
@@ -8,7 +8,9 @@ __all__ = [
     "MODELS",
     "Domain",
     "Model",
+    "american",
     "bachelier",
+    "barrier",
     "black_scholes",
     "claims",
     "garch",

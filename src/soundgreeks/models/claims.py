@@ -79,6 +79,46 @@ class Claim:
         """
         return jets.exp(tau * -r) * self.forward_price(k, y)
 
+    def of(self, p) -> "Claim":
+        """The claim with those of its terms that are among the parameters, as a barrier's level.
+
+        >>> claims.CALL.of(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05)) is claims.CALL
+        True
+        """
+        return self
+
+    def alive(self, x: Tensor) -> Tensor:
+        """Points moved to where the equation holds; for a barrier, folded to its living side.
+
+        >>> claims.CALL.alive(torch.tensor(-3.0))
+        tensor(-3.)
+        """
+        return x
+
+    def features(self, k: Jet, y: Jet, tau: Jet, r: Tensor) -> list[Jet]:
+        """What a network should see of the claim beside the model's coordinates.
+
+        >>> claims.CALL.features(*map(Jet, torch.zeros(3)), torch.tensor(0.05))
+        []
+        """
+        return []
+
+    def slack(self, k: Jet, y: Jet, tau: Jet, r: Tensor) -> Jet | float:
+        """How far the anchor is off, as a relative change of its variance, without any smile.
+
+        >>> claims.CALL.slack(*map(Jet, torch.zeros(3)), torch.tensor(0.05))  # it is exact
+        0.0
+        """
+        return 0.0
+
+    def vanishing(self, k: Jet, y: Jet, tau: Jet, r: Tensor) -> Jet | float:
+        """A factor that is zero where the price is known to be, and else about one.
+
+        >>> claims.CALL.vanishing(*map(Jet, torch.zeros(3)), torch.tensor(0.05))
+        1.0
+        """
+        return 1.0
+
     def shape(self, u: Jet, x: Jet, tau: Jet) -> Jet:
         """The last word on the ansatz: for a barrier, a factor that vanishes on it."""
         return u

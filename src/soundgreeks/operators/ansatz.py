@@ -142,7 +142,7 @@ def smile(n: Jet, at: At) -> Jet:
     r"""Black-Scholes at W exp(s N), W the expected variance with its `models.smile.correction`.
 
     :math:`s = v/(1 + v)`, v the relative variance of the integrated variance, is the size of what
-    the correction leaves.
+    the correction leaves, and `Claim.slack` what the claim's own anchor leaves.
 
     >>> p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
     >>> at = At(*map(Jet, torch.tensor([0.0, 0.04, 1.0], dtype=torch.float64)), p)  # x, nu, tau
@@ -150,7 +150,25 @@ def smile(n: Jet, at: At) -> Jet:
     tensor(0.1038, dtype=torch.float64)
     """
     size = jets.sigmoid(jets.log(at.moments.spread.clamp_min(1e-12)))
+    size = size + at.claim.slack(at.k, at.y, at.tau, at.p.r)
     return at.claim.anchor(at.k, at.y + at.smile + size * n, at.tau, at.p.r)
+
+
+def bump(n: Jet, at: At) -> Jet:
+    r"""The anchor at the smile's variance W, plus s sqrt(W) exp(-z^2/4) g N, z = k/sqrt(W).
+
+    s is the root of the relative variance of the integrated variance: the correction is of first
+    order in sigma. g is the claim's `vanishing` factor; with it the price vanishes on a barrier.
+
+    >>> p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+    >>> at = At(*map(Jet, torch.tensor([0.0, 0.04, 1.0], dtype=torch.float64)), p)  # x, nu, tau
+    >>> bump(Jet(torch.zeros((), dtype=torch.float64)), at).value  # as `smile`
+    tensor(0.1038, dtype=torch.float64)
+    """
+    terms = at.k, at.y + at.smile, at.tau, at.p.r
+    size = jets.sqrt(at.moments.spread.clamp_min(1e-12))
+    near = jets.exp(at.k * at.k * jets.exp(-at.y) * -0.25 + at.y * 0.5)
+    return at.claim.anchor(*terms) + size * near * at.claim.vanishing(*terms) * n
 
 
 ANSATZ: dict[str, Callable[..., Jet]] = {
@@ -160,6 +178,7 @@ ANSATZ: dict[str, Callable[..., Jet]] = {
     "implied": implied,
     "implied_scaled": implied_scaled,
     "smile": smile,
+    "bump": bump,
 }
 
 
@@ -176,7 +195,9 @@ def similarity_features(at: At) -> list[Jet]:
     tensor(0.0831, dtype=torch.float64)
     """
     z = at.k * jets.exp(at.y * -0.5)
-    of_state, *of_model = at.model.features(at.p, *as_states(at.state))
+    timed = {"tau": at.tau} if at.model.timed else {}
+    of_state, *of_model = at.model.features(at.p, *as_states(at.state), **timed)
+    of_claim = at.claim.features(at.k, at.y, at.tau, at.p.r)
     return [
         jets.tanh(z * (1 / 3)),
         at.y * 0.25 + 1,
@@ -184,6 +205,7 @@ def similarity_features(at: At) -> list[Jet]:
         at.root_tau,
         jets.tanh(at.k),
         *of_model,
+        *of_claim,
     ]
 
 

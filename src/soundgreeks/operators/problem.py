@@ -7,6 +7,7 @@ derivatives of the residual (`Config.sobolev`), with section IV's penalty (`Conf
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ class PricingProblem:
         size = c.points if size is None else size
         if c.sampling == "fresh" and not isinstance(size, tuple):
             where = dict(spread=c.spread, tau_power=c.tau_power, **self._domain)
-            return collocation.draw_similar(size, generator=generator, **where)
+            points = collocation.draw_similar(size, generator=generator, **where)
+            return replace(points, x=self.claim.of(points.p).alive(points.x))
         return collocation.draw(size, x_map=c.x_map, generator=generator, **self._domain)
 
     def _edges(self, size, generator) -> Points:
