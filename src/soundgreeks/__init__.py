@@ -2,7 +2,17 @@
 
 from . import calibration, operators, training, weights
 from .arithmetic import Interval, Jet, intervals, jets
-from .models import Domain, bachelier, black_scholes, claims, garch, heston, lognormal, paths
+from .models import (
+    Domain,
+    bachelier,
+    black_scholes,
+    claims,
+    garch,
+    heston,
+    lifted_heston,
+    lognormal,
+    paths,
+)
 from .operators import ansatz, collocation, equation, evaluation, networks
 from .pruning import significance, sobolev
 
@@ -10,8 +20,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     # what is priced
-    "Domain", "bachelier", "black_scholes", "claims", "garch", "heston", "lognormal",
-    "paths",
+    "Domain", "bachelier", "black_scholes", "claims", "garch", "heston", "lifted_heston",
+    "lognormal", "paths",
     # numbers that carry derivatives or bounds
     "Interval", "Jet", "intervals", "jets",
     # networks that solve pricing equations

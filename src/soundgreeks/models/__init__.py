@@ -1,6 +1,17 @@
 """What is priced: models, claims, closed forms and paths. No networks."""
 
-from . import american, bachelier, barrier, black_scholes, claims, garch, heston, lognormal, paths
+from . import (
+    american,
+    bachelier,
+    barrier,
+    black_scholes,
+    claims,
+    garch,
+    heston,
+    lifted_heston,
+    lognormal,
+    paths,
+)
 from .domain import Domain
 from .model import MODELS, Model, register
 
@@ -15,6 +26,7 @@ __all__ = [
     "claims",
     "garch",
     "heston",
+    "lifted_heston",
     "lognormal",
     "paths",
     "register",

@@ -156,7 +156,7 @@ class LogNormal(Model):
     def at_closeness(self, p, value):
         return p._replace(sigma=(2 * p.kappa * value).sqrt())
 
-    def visited(self, p, domain, u):
+    def visited(self, p, domain, u, generator=None):
         """Uniform in the logarithm, a little denser where the variance is large."""
         low, high = domain["nu"]
         return (low * (high / low) ** (u[0] ** 0.7),)

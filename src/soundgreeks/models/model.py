@@ -143,6 +143,7 @@ class Model:
     closed_form : whether `greeks` is exact
     power : of a variance with the drift kappa (theta - nu) and the noise sigma nu^power, which
         `smile_moments` is for; None for any other
+    timed : whether `features` ask for the time to maturity, too, as `tau`
     """
 
     name: str
@@ -156,6 +157,7 @@ class Model:
     separable: bool = True
     closed_form: bool = False
     power: float | None = None
+    timed: bool = False
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -328,7 +330,7 @@ class Model:
 
     # -- what helps a network --------------------------------------------------------------------
 
-    def features(self, p, *state: Jet) -> list[Jet]:
+    def features(self, p, *state: Jet, **time: Jet) -> list[Jet]:
         """States and parameters in units of order one, beside moneyness and total variance.
 
         >>> p = heston.MODEL.checked(heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.05))

@@ -247,7 +247,7 @@ def conditional_call(
     (x,) = floating(x=x)
     one = x.reshape(-1, 1) if x.ndim < 2 else x
     names = ("x", *model.states, "tau", *p._fields)
-    given = (one[:, 0], *as_states(state), tau, *p)
+    given = (one[:, 0], *model.whole(state), tau, *p)
     first, *values = floating(**dict(zip(names, given, strict=True)))
     require(first.ndim == 1, "x", first, "of one dimension, or of two with the states' first")
     one, (*state, tau) = one.to(first).expand(len(first), -1), values[: 1 + len(model.states)]

@@ -46,9 +46,11 @@ class Moments(NamedTuple):
 
 
 @cache
-def _nodes(dtype: torch.dtype, device: torch.device, inference: bool) -> tuple[Tensor, Tensor]:
+def _nodes(
+    count: int, dtype: torch.dtype, device: torch.device, inference: bool
+) -> tuple[Tensor, Tensor]:
     """Kept apart for inference mode, whose tensors no gradient may pass through."""
-    q, weight = np.polynomial.legendre.leggauss(NODES)
+    q, weight = np.polynomial.legendre.leggauss(count)
     values = np.stack([(q + 1) / 2, weight / 2])
     found = torch.as_tensor(values, dtype=dtype, device=device)
     return found[0], found[1]
@@ -90,8 +92,8 @@ def moments(p, tau, nu, y, power: float) -> Moments:
     )
 
 
-def nodes(*given) -> tuple[Tensor, Tensor]:
-    """Gauss nodes and weights on [0, 1], shaped to stand before tensors or jets `given`.
+def nodes(*given, count: int = NODES) -> tuple[Tensor, Tensor]:
+    """`count` Gauss nodes and weights on [0, 1], shaped to stand before tensors or jets `given`.
 
     >>> q, weight = nodes(torch.zeros(3, 4, dtype=torch.float64))
     >>> q.shape, (weight * q**3).sum()
@@ -99,7 +101,7 @@ def nodes(*given) -> tuple[Tensor, Tensor]:
     """
     values = [torch.as_tensor(v.value if isinstance(v, Jet) else v) for v in given]
     where = values[0].dtype, values[0].device
-    q, weight = _nodes(*where, torch.is_inference_mode_enabled())
+    q, weight = _nodes(count, *where, torch.is_inference_mode_enabled())
     flat = (1,) * max(v.ndim for v in values)
     return q.view(-1, *flat), weight.view(-1, *flat)
 

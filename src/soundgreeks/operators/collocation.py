@@ -271,7 +271,7 @@ def draw_similar(
     u = _sobol(n, 3 + len(model.states), generator).unbind(1)
     p = model.sample(n, domain, generator=generator)
     p = parameters_near_edge(p, edge_share, model, domain, generator=generator)
-    state = model.visited(p, domain, u[1:-2])
+    state = model.visited(p, domain, u[1:-2], generator)
     tau = domain.scale("tau", u[-2] ** tau_power)
     w = model.expected_variance(p, tau, *state)
     z = torch.special.ndtri(u[0].clamp(1e-6, 1 - 1e-6))

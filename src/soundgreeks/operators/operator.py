@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .._validate import require, tensors
 from ..arithmetic import jets
 from ..arithmetic.jets import Jet
-from ..models import garch, heston, lognormal
+from ..models import garch, heston, lifted_heston, lognormal
 from ..models.claims import CLAIMS
 from ..models.domain import Domain
 from ..models.model import MODELS, Greeks, as_states, delta_gamma
@@ -244,6 +244,15 @@ PRESETS: dict[str, Config] = {
         _SOUND, name="lognormal", model="lognormal", width=64, points=4096,
         domain=lognormal.MODEL.domain | _VISITED | {"nu": (1e-4, 5.0)},
         phases=(Phase("soap", 4_000, 2e-2, warmup=100, epsilon=1e-15),),
+    ),
+    # A variance that forgets in days is wild there: a few residuals count by their logarithm.
+    "rough_heston": replace(
+        _SOUND, name="rough_heston", model="lifted_heston", width=64, points=4096,
+        edge_share=0.1, robust=2e-3,
+        domain=lifted_heston.MODEL.domain | _VISITED | {
+            "x": (-4.0, 4.0), "tau": (5e-4, 2.0), "u2": (-1.0, 1.0), "u3": (-1.0, 1.0)
+        },
+        phases=(Phase("soap", 4_000, 1.5e-2, warmup=100, epsilon=1e-15),),
     ),
     "smoke": replace(
         _LAPTOP, name="smoke", width=16, latent=16, hidden=2, points=(8, 32), atm=(4, 8),
