@@ -1,8 +1,8 @@
 r"""A down-and-out call under Heston, whose level is one of the parameters.
 
 Where the spot falls to the level h (in units of strike, h < 1) the contract dies. For a variance
-that grows evenly to W, with q = r tau and b = ln h, a payoff reflected in the barrier makes the price
-vanish there (Merton 1973; Reiner and Rubinstein 1991):
+that grows evenly to W, with q = r tau and b = ln h, a payoff reflected in the barrier keeps the
+price at zero there (Merton 1973; Reiner and Rubinstein 1991):
 
 .. math:: D(x) = e^{-q}\big[F(x + q, W) - e^{(1 - 2q/W)(x - b)} F(2b - x + q, W)\big],
 
@@ -64,7 +64,7 @@ class DownAndOut(Call):
     def of(self, p):
         return DownAndOut(p.level)
 
-    def alive(self, x: Tensor) -> Tensor:
+    def alive(self, x, y, q):
         b = torch.log(self.level)
         return b + (x - b).abs()
 

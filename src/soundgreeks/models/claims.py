@@ -87,10 +87,12 @@ class Claim:
         """
         return self
 
-    def alive(self, x: Tensor) -> Tensor:
-        """Points moved to where the equation holds; for a barrier, folded to its living side.
+    def alive(self, x: Tensor, y: Tensor, q: Tensor) -> Tensor:
+        """Points moved to where the equation holds, as to the living side of a barrier.
 
-        >>> claims.CALL.alive(torch.tensor(-3.0))
+        y and q, of the shape of x, are the logarithm of the expected total variance and r tau.
+
+        >>> claims.CALL.alive(*torch.tensor([-3.0, -2.0, 0.05]))
         tensor(-3.)
         """
         return x

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._validate import require
-from ..models import black_scholes, heston, paths
+from ..models import black_scholes, claims, heston, paths
 from ..models.domain import Domain
 from ..models.model import Model, as_states
 from .collocation import parameters_near_edge
@@ -314,8 +314,11 @@ def evaluate(operator, seed: int, n: int | None = None) -> dict[str, dict[str, f
     """`errors` by region on `n` fresh points of the model's own domain, and what has no region.
 
     The row "curves" holds `Curves.statistics`, the row "parameters" `sensitivities`. By default
-    20,000 points and 200 curves; 1,000 and ten where the truth has to be simulated.
+    20,000 points and 200 curves; 1,000 and ten where the truth has to be simulated. For another
+    claim than a call only the row "loss", `fresh_loss`: its truth is not known here.
     """
+    if getattr(operator, "claim", claims.CALL) is not claims.CALL:
+        return {"loss": fresh_loss(operator)}
     model = getattr(operator, "model", heston.MODEL)
     exact = model.closed_form
     device = getattr(operator, "device", "cpu")
@@ -336,9 +339,9 @@ def format_table(table: dict[str, dict[str, float]]) -> str:
     all               4        0.00015
     """
     regions = {k: v for k, v in table.items() if "points" in v}
-    columns = list(next(iter(regions.values())))
-    width = max(map(len, regions)) + 2
-    lines = ["".ljust(width) + " ".join(f"{c:>14}" for c in columns)]
+    columns = list(next(iter(regions.values()), ()))
+    width = max(map(len, regions), default=0) + 2
+    lines = ["".ljust(width) + " ".join(f"{c:>14}" for c in columns)] if regions else []
     for name, row in regions.items():
         cells = (f"{row[c]:>14d}" if c == "points" else f"{row[c]:>14.3g}" for c in columns)
         lines.append(name.ljust(width) + " ".join(cells))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .._validate import require, tensors
 from ..arithmetic import jets
 from ..arithmetic.jets import Jet
-from ..models import garch, heston, lifted_heston, lognormal
+from ..models import barrier, garch, heston, lifted_heston, lognormal
 from ..models.claims import CLAIMS
 from ..models.domain import Domain
 from ..models.model import MODELS, Greeks, as_states, delta_gamma
@@ -244,6 +244,15 @@ PRESETS: dict[str, Config] = {
         _SOUND, name="lognormal", model="lognormal", width=64, points=4096,
         domain=lognormal.MODEL.domain | _VISITED | {"nu": (1e-4, 5.0)},
         phases=(Phase("soap", 4_000, 2e-2, warmup=100, epsilon=1e-15),),
+    ),
+    "american_put": replace(
+        _SOUND, name="american_put", claim="american_put", width=64, points=2048,
+        phases=(Phase("soap", 4_000, 1.5e-2, warmup=100, epsilon=1e-15),),
+    ),
+    "down_and_out": replace(
+        _SOUND, name="down_and_out", model="heston_barrier", claim="down_and_out", ansatz="bump",
+        width=64, points=2048, domain=barrier.MODEL.domain | _VISITED,
+        phases=(Phase("soap", 4_000, 1.5e-2, warmup=100, epsilon=1e-15),),
     ),
     # A variance that forgets in days is wild there: a few residuals count by their logarithm.
     "rough_heston": replace(

@@ -110,7 +110,9 @@ class PricingProblem:
         if c.sampling == "fresh" and not isinstance(size, tuple):
             where = dict(spread=c.spread, tau_power=c.tau_power, **self._domain)
             points = collocation.draw_similar(size, generator=generator, **where)
-            return replace(points, x=self.claim.of(points.p).alive(points.x))
+            w = self.model.expected_variance(points.p, points.tau, *points.state)
+            known = w.clamp_min(1e-12).log(), points.p.r * points.tau
+            return replace(points, x=self.claim.of(points.p).alive(points.x, *known))
         return collocation.draw(size, x_map=c.x_map, generator=generator, **self._domain)
 
     def _edges(self, size, generator) -> Points:
