@@ -36,7 +36,7 @@ class AmericanPut(Put):
     tensor(0.0610)
     """
 
-    name = "american_put"
+    name, european = "american_put", False
 
     def edge(self, x, tau, r):
         return self.payoff(x)

@@ -56,7 +56,7 @@ class DownAndOut(Call):
     tensor(0.0647)
     """
 
-    name = "down_and_out"
+    name, european = "down_and_out", False
 
     def __init__(self, level: Tensor | None = None):
         self.level = level
@@ -69,15 +69,15 @@ class DownAndOut(Call):
         return b + (x - b).abs()
 
     def _above(self, k: Jet, tau: Jet, r: Tensor) -> Jet:
-        """x - b, or zero below the barrier."""
-        return (k - tau * r - torch.log(self.level)).clamp_min(0.0)
+        """x - b, and below the barrier zero with all its derivatives: so is then the price."""
+        above = k - tau * r - torch.log(self.level)
+        return above.clamp_min(0.0) * (above.value > 0).to(k.value.dtype)
 
     def anchor(self, k: Jet, y: Jet, tau: Jet, r: Tensor) -> Jet:
         q, above = tau * r, self._above(k, tau, r)
         image = jets.exp((1.0 - q * jets.exp(-y) * 2) * above)
         image = image * self.forward_price(k - above * 2, y)
-        alive = (above.value > 0).to(y.value.dtype)
-        return jets.exp(-q) * (self.forward_price(k, y) - image) * alive
+        return jets.exp(-q) * (self.forward_price(k, y) - image)
 
     def vanishing(self, k: Jet, y: Jet, tau: Jet, r: Tensor) -> Jet:
         return jets.tanh(self._above(k, tau, r) * jets.exp(y * -0.5))

@@ -1,9 +1,9 @@
 r"""What is paid: payoffs, values at the edges, and the anchor that a network corrects.
 
 All per unit of strike, as functions of x = ln(S/K). A claim has what the ansatz and the loss ask
-for; a new one is a subclass, registered under its name. A barrier overrides `shape`, which makes
-the price vanish there; early exercise overrides `condition`, which turns the equation into a
-complementarity.
+for; a new one is a subclass, registered under its name. The quickest barrier overrides `shape`,
+which makes the price vanish there; the quickest early exercise `condition`, which turns the
+equation into a complementarity. Anchors that know more are in `barrier` and `american`.
 """
 
 import torch
@@ -15,10 +15,15 @@ from . import black_scholes
 
 
 class Claim:
-    """A European payoff max(sign (e^x - 1), 0), eq. 6 of DeepSVM for sign = 1."""
+    """A European payoff max(sign (e^x - 1), 0), eq. 6 of DeepSVM for sign = 1.
+
+    >>> claims.PUT.name, claims.PUT.sign, claims.PUT.european
+    ('put', -1.0, True)
+    """
 
     name: str
     sign: float
+    european = True  # all is paid at maturity, whatever happened before
 
     def inner(self, x):
         """What the payoff is the positive part of; tensors and jets.

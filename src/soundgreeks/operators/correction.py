@@ -22,7 +22,7 @@ from ..models.claims import Claim
 from ..models.model import as_states
 from . import equation
 
-SMOOTH = ("anchor", "implied", "implied_scaled", "smile")
+SMOOTH = ("anchor", "implied", "implied_scaled", "smile", "bump")
 SCRAMBLES = 32  # independent scrambles of the Sobol points: their spread is the standard error
 # Three standard errors from 32 values hold 99.5 %, as Student's t has it; stretched, 99.73 %.
 _STUDENT = 1.0870
@@ -69,6 +69,7 @@ def require_identity(operator) -> None:
     name, claim = operator.config.ansatz, type(operator.claim)
     require(name in SMOOTH, "ansatz", repr(name), f"one of {', '.join(SMOOTH)}: it has no kink")
     plain = claim.shape is Claim.shape and claim.condition is Claim.condition
+    plain = plain and operator.claim.european
     require(plain, "claim", repr(operator.claim.name), "European")
 
 

@@ -201,6 +201,7 @@ class PricingProblem:
     def _linear(self, points: Points) -> bool:
         c, claim = self.operator.config, type(self.claim)
         plain = claim.shape is Claim.shape and claim.condition is Claim.condition
+        plain = plain and self.claim.european
         separable = self.model.separable and set(self.model.states) == set(self.model.noises)
         deeponet = c.ansatz == "anchor" and c.network == "deeponet"
         return deeponet and points.grid and separable and plain
