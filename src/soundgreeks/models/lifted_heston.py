@@ -105,6 +105,7 @@ class LiftedHeston(Model):
     conditions = {"tame": is_tame}
     edges = {"tame": 1.0}
     timed = True
+    count = 40  # of days, at the end
     _last: Any = (None, None, None)
 
     def whole(self, state):
@@ -285,6 +286,14 @@ class LiftedHeston(Model):
         for z in noise:
             state = self._step(p, modes, dt, z, *state).state
         return state
+
+    def times(self, tau, count):
+        """Shorter and shorter: of the fast factors, only the last days are left at the end.
+
+        >>> MODEL.times(torch.tensor(1.0), 2)
+        [tensor(0.7500), tensor(0.2500)]
+        """
+        return [tau * ((2 * i + 1) / count**2) for i in reversed(range(count))]
 
     def step(self, p, dt, z, *state):
         r"""Half a step of drift, exact; a kick of all factors at once; half a step of drift.

@@ -144,6 +144,7 @@ class Model:
     power : of a variance with the drift kappa (theta - nu) and the noise sigma nu^power, which
         `smile_moments` is for; None for any other
     timed : whether `features` ask for the time to maturity, too, as `tau`
+    count : time steps that are enough for the estimate of an operator's error
     """
 
     name: str
@@ -158,6 +159,7 @@ class Model:
     closed_form: bool = False
     power: float | None = None
     timed: bool = False
+    count: int = 12
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -396,6 +398,14 @@ class Model:
         return as_states(state)
 
     # -- paths -----------------------------------------------------------------------------------
+
+    def times(self, tau: Tensor, count: int) -> list[Tensor]:
+        """The lengths of `count` steps that add up to `tau`: even, unless a model knows better.
+
+        >>> garch.MODEL.times(torch.tensor(1.0), 2)
+        [tensor(0.5000), tensor(0.5000)]
+        """
+        return [tau / count] * count
 
     def step(self, p, dt: Tensor, z: Tensor, *state: Tensor) -> Step:
         """The state after a time `dt`, given standard normals z (noises, ...).

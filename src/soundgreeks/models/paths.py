@@ -173,9 +173,8 @@ def steps(model: Model, state, tau: Tensor, p, noise: Tensor) -> Step:
     Step, in which ln(S_tau/K) = x + r tau - I/2 + M + sqrt(V) z for an independent normal z.
     """
     state = as_states(state)
-    dt = tau / len(noise)
     totals = [torch.zeros_like(noise[0, 0])] * 3
-    for z in noise:
+    for dt, z in zip(model.times(tau, len(noise)), noise, strict=True):
         state, *more = model.step(p, dt, z, *state)
         totals = [a + b for a, b in zip(totals, more, strict=True)]
     return Step(state, *totals)

@@ -115,7 +115,7 @@ def samples(operator, x: Tensor, state, tau: Tensor, p, draws: Tensor, order: in
 
 
 def estimate(
-    operator, x: Tensor, state, tau: Tensor, p, *, paths: int = 2**12, count: int = 12,
+    operator, x: Tensor, state, tau: Tensor, p, *, paths: int = 2**12, count: int | None = None,
     seed: int = 0, order: int = 0,
 ) -> Correction:  # fmt: skip
     """The correction of each option from `paths` of its own, in `SCRAMBLES` Sobol sets.
@@ -133,7 +133,8 @@ def estimate(
     ----------
     x, state, tau, p : (options,) each
     paths : of each option, a multiple of `SCRAMBLES`; a power of two is best
-    count : time steps from today to the time at which a path meets the residual
+    count : time steps from today to the time at which a path meets the residual; by default the
+        model's (`Model.count`)
     order : derivatives in x wanted, 0 to 2; the others are zero
 
     Raises
@@ -142,6 +143,7 @@ def estimate(
         `paths` is not a positive multiple of `SCRAMBLES`, `count` is below one, or the operator is
         not smooth and exact at maturity, without which the identity does not hold.
     """
+    count = operator.model.count if count is None else count
     per = paths // SCRAMBLES
     require(per > 0 and paths % SCRAMBLES == 0, "paths", paths, f"a multiple of {SCRAMBLES}")
     require(count >= 1, "count", count, "at least 1")
