@@ -145,7 +145,7 @@ def test_not_safetensors(tmp_path):
 
 OPERATORS = [
     "deepsvm", "garch", "lognormal", "paper_anchor", "paper_implied", "paper_points", "sound",
-    "sound_corrected", "sound_small",
+    "sound_corrected", "sound_small", "sound_wide",
 ]  # fmt: skip
 
 
