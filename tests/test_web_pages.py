@@ -38,6 +38,8 @@ def as_html(found) -> str:
         "≤ 8e-12)": "≤ 8 × 10<sup>−12</sup>)",
         "[-1, 1]": "[−1, 1]",
         "-0.88 to -0.2": "−0.88 to −0.2",
+        "6 x 128 nodes, 6.5e-02 x 3": "6 × 128 nodes, 0.065 × 3",
+        "51.8% of 40 %": "51.8 % of 40 %",
     }.items(),
 )
 def test_numbers_are_set_as_a_person_would(pages, typed, set_as):
@@ -46,7 +48,7 @@ def test_numbers_are_set_as_a_person_would(pages, typed, set_as):
 
 @pytest.mark.parametrize(
     "typed",
-    ["2002-07-05", "3-3-1-2-2-2", "float-32", "x^{-2}", "a2e-3", "1.5e3m", "6 x 128", "e-5"],
+    ["2002-07-05", "3-3-1-2-2-2", "float-32", "x^{-2}", "a2e-3", "1.5e3m", "0 x", "x%", "e-5"],
 )
 def test_what_is_no_number_stays(pages, typed):
     assert as_html(pages.typeset(typed)) == typed
@@ -141,6 +143,22 @@ def test_the_map_leads_to_every_chapter_under_its_number(pages):
         for name, path in CHAPTERS.items()
     }
     assert dict(boxes) == expected and len(boxes) == len(expected)
+
+
+@pytest.mark.parametrize("name", CHAPTERS)
+def test_the_map_leads_from_every_prerequisite(pages, name):
+    number = pages.chapter_number(name)
+    if number not in pages.MAP:
+        pytest.skip("a second page, or not on the map yet")
+    arrows = [pair.split("-") for pair in (*pages.NEEDS, *pages.DOWN)]
+    before, found = {number}, set()
+    while before != found:
+        before, found = before | {a for a, b in arrows if b in before}, before
+    text = "".join(json.loads(CHAPTERS[name].read_text())["cells"][0]["source"])
+    text = re.search(r"\*\*Prerequisites\.\*\*(.*?)(\*\*Time|\n\n|$)", text, re.DOTALL)[1]
+    text = re.sub(r"\]\([^)]*\)|\{\w+\}`[^`]*`", "", text)
+    asked = set(re.findall(r"\b(\d+)b?\b", text))
+    assert asked <= before, f"chapter {number} asks for {sorted(asked - before)}"
 
 
 def test_the_map_takes_new_chapters_and_second_pages(pages, monkeypatch):

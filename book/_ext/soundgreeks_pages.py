@@ -173,16 +173,20 @@ MAP = {  # where a chapter stands on the map, in which colour, and what is writt
 BELOW = 555  # where the rows of chapters without a place begin
 NEEDS = "0-1 0-6 0-8 1-2 2-3 3-4 3-5 6-7 8-9 7-10 9-10 11-12 12-13".split()
 DOWN = {  # arrows from part to part, past the boxes between
+    "1-8": "M262 120C306 190 306 270 283 306",
+    "2-9": "M362 120V240C362 268 398 262 398 287",
     "2-11": "M340 120V387",
     "3-12": "M515 120V387",
     "5-13": "M700 130C718 180 718 330 690 387",
+    "8-12": "M225 350C225 364 233 370 246 370H466C478 370 484 376 484 387",
+    "10-14": "M608 305C608 345 575 345 575 385V455C575 510 520 518 423 518",
     "11-14": "M365 450V472",
-    "12-15": "M505 450C505 490 530 505 588 505",
+    "12-15": "M505 450C505 480 530 492 588 492",
 }
 MAP_TITLE = (
     "Which chapter needs which: 0 leads to the first two parts; 1, 2, 3 in a line, then 4 and 5; "
-    "6 before 7, 8 before 9; 10 needs 7 and 9; in the third part 11 needs 2, 12 needs 3 and 11, "
-    "13 needs 5 and 12, 14 needs 11; in the fourth 15 needs 12."
+    "6 before 7, 8 before 9; 8 needs 1 and 9 needs 2; 10 needs 7 and 9; in the third part 11 needs "
+    "2, 12 needs 3, 8 and 11, 13 needs 5 and 12, 14 needs 10 and 11; in the fourth 15 needs 12."
 )
 
 
@@ -335,7 +339,7 @@ def hidden(cell: dict) -> str:
         return "the code of this figure"
     if "parameters" in tags:
         return "the parameters of this chapter"
-    if re.search(r"^device = begin\(", text, re.MULTILINE):
+    if re.search(r"^\w+ = begin\(", text, re.MULTILINE):
         return "the imports"
     return "this code" if {"hide-input", "hide-cell", "remove-cell"} & set(tags) else ""
 
@@ -386,8 +390,17 @@ def spelt(match: re.Match) -> list[nodes.Node]:
     return [nodes.Text(f"{sign}{factor}10"), nodes.superscript(raised, raised)]
 
 
+# 6 x 128 and 51.8%, as code and formats write them.
+SPACED = [
+    (re.compile(r"(?<=\d) x (?=\d)"), f"{GAP}{TIMES}{GAP}"),
+    (re.compile(r"(?<=\d) ?%"), f"{GAP}%"),
+]
+
+
 def typeset(text: str) -> list[nodes.Node]:
     """The text with its numbers as a person would write them."""
+    for pattern, spaced in SPACED:
+        text = pattern.sub(spaced, text)
     found, end = [], 0
     for match in NUMBER.finditer(text):
         if match[1] or match[3]:

@@ -1,8 +1,23 @@
 // A displayed equation that is wider than its page is drawn smaller, down to a size that can be read.
+// A figure that a narrow page would shrink until nobody can read it stays larger, and scrolls in a box.
 (function () {
-  const LEAST = 0.5;
+  const LEAST = 0.5, FIGURE = 0.55;
+
+  function keep(image) {
+    const box = image.parentElement, width = FIGURE * image.naturalWidth;
+    if (!box.classList.contains("sideways")) {
+      if (image.clientWidth === 0 || image.clientWidth >= width) return;
+      const around = document.createElement("div");
+      around.className = "sideways";
+      around.tabIndex = 0; // the arrow keys scroll it
+      box.insertBefore(around, image);
+      around.append(image);
+    }
+    image.style.minWidth = width + "px";
+  }
 
   function fit() {
+    document.querySelectorAll("article figure > img, article .cell_output img, .sideways > img").forEach(keep);
     document.querySelectorAll("mjx-container:not([display])").forEach((inline) => {
       const room = inline.closest("p, li, td, dd");
       inline.style.fontSize = "";
