@@ -52,7 +52,7 @@ ADAM_RATES = (1e-3, 3e-3, 1e-2)
 SMALL = replace(
     BASE, width=32, phases=(Phase("soap", 3000, 2e-2, warmup=100, epsilon=1e-15),)
 )  # fmt: skip
-BUDGET = 120.0  # seconds of processor time for the polish
+BUDGET = 90.0  # seconds of processor time for the polish
 POLISH_POINTS = 16_384
 
 
