@@ -1,10 +1,10 @@
-// A displayed equation that is wider than its page is drawn smaller, down to a size that can be read.
-// A figure that a narrow page would shrink until nobody can read it stays larger, and scrolls in a box.
+// A displayed equation that is wider than its page is drawn smaller, down to a size that can be read;
+// what is wider still scrolls in a box. So does a figure that a narrow page would shrink too far.
 (function () {
-  const LEAST = 0.5, FIGURE = 0.55;
+  const LEAST = 0.65, FIGURE = 0.55;
 
   function keep(image) {
-    const box = image.parentElement, width = FIGURE * image.naturalWidth;
+    const box = image.parentElement, width = Math.min(640, FIGURE * image.naturalWidth);
     if (!box.classList.contains("sideways")) {
       if (image.clientWidth === 0 || image.clientWidth >= width) return;
       const around = document.createElement("div");
@@ -31,12 +31,15 @@
       const box = equation.closest("div.math") || equation.parentElement;
       const number = box.querySelector(".eqno");
       equation.style.fontSize = "";
+      equation.classList.remove("sideways");
       const math = equation.querySelector("mjx-math") || equation;
       const room = box.clientWidth - (number ? number.offsetWidth + 8 : 0);
       const size = math.getBoundingClientRect().width;
       if (room > 0 && size > room) {
         const base = parseFloat(getComputedStyle(equation).fontSize);
-        equation.style.fontSize = base * Math.max(LEAST, (0.99 * room) / size) + "px";
+        const share = (0.99 * room) / size;
+        equation.style.fontSize = base * Math.max(LEAST, share) + "px";
+        equation.classList.toggle("sideways", share < LEAST);
       }
     }
   }

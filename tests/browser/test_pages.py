@@ -51,11 +51,14 @@ CUT_OFF = """narrow => {
     document.querySelectorAll("details").forEach(box => box.open = true);
     const article = document.querySelector("article");
     const right = article.getBoundingClientRect().right + 1;
+    const left = article.getBoundingClientRect().left - 1;
     const wide = box => box.scrollWidth > box.clientWidth + 1;
     const found = [...article.querySelectorAll("pre")].filter(wide);
     for (const equation of article.querySelectorAll("mjx-container")) {
         const box = equation.closest("div.math") ?? equation.closest("p, li, td");
-        if (box?.offsetParent && equation.getBoundingClientRect().right > right) found.push(box);
+        const edges = equation.getBoundingClientRect();
+        if (narrow && equation.closest(".pst-scrollable-table-container")) continue;
+        if (box?.offsetParent && (edges.right > right || edges.left < left)) found.push(box);
     }
     for (const table of article.querySelectorAll("table, img")) {
         const box = table.parentElement;
@@ -284,7 +287,7 @@ def test_scoreboard_has_every_number_and_no_failure(page, width):
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("address", PAGES)
+@pytest.mark.parametrize("address", ["intro.html", *CONTENTS])
 def test_nothing_is_cut_off(page, address, width):
     page.set_viewport_size({"width": width, "height": 900})
     visit(page, f"/{address}")

@@ -10,12 +10,13 @@ const Controls = (() => {
     return made;
   };
 
-  // 0.00123 as 1.2 × 10⁻³, and a minus that is one.
+  // 0.00123 as 1.2 × 10⁻³, 0.0123 as 0.012, and a minus that is one.
   const minus = (text) => text.replace("-", "−");
   const power = (n) => "10" + [...String(n)].map((c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]).join("");
   function scientific(number) {
     const [digits, exponent] = number.toExponential(1).split("e");
-    return number === 0 ? "0" : `${minus(digits)} × ${power(+exponent)}`;
+    if (number === 0 || (exponent >= -2 && exponent <= 3)) return minus(String(+number.toPrecision(2)));
+    return `${minus(digits)} × ${power(+exponent)}`;
   }
 
   // The address keeps the state, so that a point can be sent to somebody: explorer.html#tau=0.1
