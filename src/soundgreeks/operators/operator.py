@@ -247,12 +247,13 @@ PRESETS: dict[str, Config] = {
     ),
     "american_put": replace(
         _SOUND, name="american_put", claim="american_put", width=64, points=2048,
+        domain=heston.TABLE_I | _VISITED | {"nu": (1e-4, 0.8)},
         phases=(Phase("soap", 4_000, 1.5e-2, warmup=100, epsilon=1e-15),),
     ),
     "down_and_out": replace(
         _SOUND, name="down_and_out", model="heston_barrier", claim="down_and_out", ansatz="bump",
-        width=64, points=2048, domain=barrier.MODEL.domain | _VISITED,
-        phases=(Phase("soap", 4_000, 1.5e-2, warmup=100, epsilon=1e-15),),
+        width=64, points=2048, domain=barrier.MODEL.domain | _VISITED | {"nu": (1e-4, 0.8)},
+        phases=(Phase("soap", 2_000, 1.5e-2, warmup=100, epsilon=1e-15),),
     ),
     # A variance that forgets in days is wild there: a few residuals count by their logarithm.
     "rough_heston": replace(
