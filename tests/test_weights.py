@@ -144,8 +144,8 @@ def test_not_safetensors(tmp_path):
 
 
 OPERATORS = [
-    "deepsvm", "garch", "lognormal", "paper_anchor", "paper_implied", "paper_points", "sound",
-    "sound_corrected", "sound_small", "sound_wide",
+    "deepsvm", "garch", "lognormal", "paper_anchor", "paper_implied", "paper_points",
+    "rough_heston", "sound", "sound_corrected", "sound_small", "sound_wide",
 ]  # fmt: skip
 
 

@@ -223,7 +223,7 @@ class LiftedHeston(Model):
         first = smile.total(xi * later * weight) * tau
         second = smile.total(xi * (later * later) * weight) * tau
         mixed = smile.total(h * later * weight) * tau
-        spread = second * square * p.sigma**2
+        spread = (second * square * p.sigma**2).clamp_min(0.0)  # for states that no path reaches
         less = jets.exp(jets.log(spread * 0.5 + 1) * -0.5)
         return smile.Moments(
             first * jets.exp(y * -1.5) * less * skew,
