@@ -2,7 +2,8 @@
 
 Run `OMP_NUM_THREADS=1 python benchmarks/scaling.py [--write]` on a machine with two quiet cores.
 Every process has one thread and its share of the work: of the points of a training step (gradients
-are averaged by gloo), of a million options, of a thousand surfaces. Seconds of wall time until the
+are averaged by gloo), of a million options, of a thousand options with their errors from 512 paths,
+of a thousand surfaces. Seconds of wall time until the
 last has finished, the least of three runs, one and two processes in turn. `--write` renews the
 table of chapter 15.
 """
@@ -58,9 +59,14 @@ def work() -> None:
     at = [v[index].float() for v in (data.x, data.nu, data.tau)]
     p = data.p[index].map(lambda v: v.float())
     found["a million options"] = timed(lambda: sound.greeks(*at, p))
+    mine, sound = share(1000), sound.double()
+    at, p = [v[:1000][mine] for v in (data.x, data.nu, data.tau)], data.p[:1000][mine]
+    found["a thousand certificates"] = timed(
+        lambda: sound.price(*at, p, with_error=True, paths=2**9)
+    )
     many = thousand(*grid())
     mine = share(len(many.volatility))
-    surface = Surface(sound.double().price, heston.MODEL, Quotes(*(v[mine] for v in many[:4])))
+    surface = Surface(sound.price, heston.MODEL, Quotes(*(v[mine] for v in many[:4])))
     start = START[0], heston.Parameters(*START[1:], 0.0)
     found["a thousand surfaces"] = timed(lambda: calibrate(surface, start, tolerance=TOLERANCE))
     if dist.get_rank() == 0:
