@@ -1,4 +1,4 @@
-"""Lifted rough Heston: the lift against published prices, the coefficients against the transform."""
+"""Lifted rough Heston: the lift against published prices, the model against its transform."""
 
 from dataclasses import replace
 
