@@ -45,7 +45,7 @@ WITHOUT = {
     "points far from the money": replace(BASE, spread=1.6, tau_power=2.0),
     "parameters near the edge": replace(BASE, edge_share=0.0),
     "less weight in the last days": replace(BASE, early=0.0),
-    "the logarithm of the variance": replace(BASE, model="heston_wide"),  # smooth at 0 instead
+    "the logarithm of the variance": replace(BASE, model="heston_smooth"),
     "the small epsilon": replace(BASE, phases=(replace(BASE.phases[0], epsilon=1e-8),)),
 }
 ADAM_RATES = (1e-3, 3e-3, 1e-2)

@@ -183,12 +183,28 @@ class Heston(Model):
 MODEL = register(Heston())
 
 
-class HestonWide(Heston):
-    """Heston's model where markets are: sigma^2 up to 6.25 times Feller's bound, two years.
+class HestonSmooth(Heston):
+    """Heston's model to a network that sees the variance by a coordinate smooth at 0.
 
-    There the variance reaches zero, and a second solution of the equation behaves as
-    nu^(1 - 2 kappa theta/sigma^2). The price is the smooth one, so the coordinate that the network
-    sees is smooth in nu at 0, and no logarithm.
+    Near nu = 0 the equation has a second solution, nu^(1 - 2 kappa theta/sigma^2), finite beyond
+    Feller. The price is the smooth one; in nu/(nu + theta) it is simple, in a logarithm both are.
+
+    >>> nu = Jet(torch.tensor(0.04, dtype=torch.float64), nu=1)
+    >>> p = SMOOTH_MODEL.checked(Parameters(2.0, 0.04, 0.3, -0.7, 0.05))
+    >>> SMOOTH_MODEL.features(p, nu)[0].value  # 4 nu/(nu + theta) - 2
+    tensor(0., dtype=torch.float64)
+    """
+
+    name = "heston_smooth"
+
+    def features(self, p, nu: Jet) -> list[Jet]:
+        _, *constants = super().features(p, nu)
+        theta = p.theta.clamp_min(torch.finfo(p.theta.dtype).eps)
+        return [nu * jets.power(nu + theta, -1.0) * 4 + -2.0, *constants]
+
+
+class HestonWide(HestonSmooth):
+    """The same where markets are: sigma^2 up to 6.25 times Feller's bound, two years.
 
     >>> WIDE_MODEL.domain.where, WIDE_MODEL.domain["kappa"]
     ('wide', (0.2, 20.0))
@@ -199,13 +215,8 @@ class HestonWide(Heston):
     conditions = Heston.conditions | {"wide": satisfies_wide}
     edges = Heston.edges | {"wide": 6.25}
 
-    def features(self, p, nu: Jet) -> list[Jet]:
-        _, *constants = super().features(p, nu)
-        theta = p.theta.clamp_min(torch.finfo(p.theta.dtype).eps)
-        return [nu * jets.power(nu + theta, -1.0) * 4 + -2.0, *constants]
 
-
-WIDE_MODEL = register(HestonWide())
+SMOOTH_MODEL, WIDE_MODEL = register(HestonSmooth()), register(HestonWide())
 
 
 def variance_step(p, dt, z: Tensor, nu: Tensor) -> Tensor:

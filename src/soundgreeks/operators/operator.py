@@ -222,6 +222,7 @@ PRESETS: dict[str, Config] = {
     "anchor": replace(_LAPTOP, name="anchor", ansatz="anchor"),
     "implied": replace(_LAPTOP, name="implied", ansatz="implied"),
     "sound": replace(_SOUND, name="sound"),
+    "sound_smooth": replace(_SOUND, name="sound_smooth", model="heston_smooth"),
     "sound_wide": replace(
         _SOUND, name="sound_wide", model="heston_wide", width=80, points=4096, robust=1e-3,
         domain=heston.WIDE | {"nu": (1e-4, 1.8), "x": (-4.5, 4.5), "tau": (5e-4, 2.0)},
