@@ -4,7 +4,7 @@ Run `OMP_NUM_THREADS=1 python benchmarks/recipe.py [--write] [--only ablation|wi
 an hour on one core; finished runs are kept in `build/recipe.json`, so that a stopped run goes on.
 
 Ablation: `sound` in small (48 wide, 1,500 steps of 2,048 points), and the same with one part taken
-out, three seeds each. Adam gets as much processor time as SOAP, at the rate of three that is best
+out, three seeds each. Adam gets as much processor time as SOAP, at the rate of four that is best
 for the first seed.
 
 Wide: `sound_wide` in small (64 wide, 1,500 steps of 2,048 points), with its coordinate of the
@@ -48,7 +48,7 @@ WITHOUT = {
     "the logarithm of the variance": replace(BASE, model="heston_smooth"),
     "the small epsilon": replace(BASE, phases=(replace(BASE.phases[0], epsilon=1e-8),)),
 }
-ADAM_RATES = (1e-3, 3e-3, 1e-2)
+ADAM_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 SMALL = replace(
     BASE, width=32, phases=(Phase("soap", 3000, 2e-2, warmup=100, epsilon=1e-15),)
 )  # fmt: skip
