@@ -54,12 +54,9 @@ class AmericanPut(Put):
         return torch.where(u > self.payoff(x), residual, 0.0)
 
     def alive(self, x, y, q):
-        """Folded at the boundary, and close to it, where the equation is hardest to meet.
-
-        In truth a little below it, for under Heston the boundary may be lower.
-        """
+        """Folded at the boundary; a little below it, for under Heston it may be lower."""
         s = _solve(y, q, _exponent(Jet(y), Jet(q)).value).to(x) - 0.2 * torch.exp(0.5 * y)
-        return torch.where(x < s, s + 0.3 * (s - x), x)
+        return s + (x - s).abs()
 
     def slack(self, k: Jet, y: Jet, tau: Jet, r: Tensor) -> Jet:
         return jets.tanh(tau * r * jets.exp(y * -0.5)) * 0.5

@@ -248,7 +248,6 @@ PRESETS: dict[str, Config] = {
     ),
     "american_put": replace(
         _SOUND, name="american_put", claim="american_put", width=64, points=2048,
-        domain=heston.TABLE_I | _VISITED | {"nu": (1e-4, 0.8)},
         phases=(Phase("soap", 4_000, 1.5e-2, warmup=100, epsilon=1e-15),),
     ),
     "down_and_out": replace(
