@@ -53,11 +53,6 @@ class AmericanPut(Put):
         """The residual where the holder waits; where u is the payoff, it is r > 0 and may be."""
         return torch.where(u > self.payoff(x), residual, 0.0)
 
-    def alive(self, x, y, q):
-        """Folded at the boundary; a little below it, for under Heston it may be lower."""
-        s = _solve(y, q, _exponent(Jet(y), Jet(q)).value).to(x) - 0.2 * torch.exp(0.5 * y)
-        return s + (x - s).abs()
-
     def slack(self, k: Jet, y: Jet, tau: Jet, r: Tensor) -> Jet:
         return jets.tanh(tau * r * jets.exp(y * -0.5)) * 0.5
 
@@ -70,7 +65,10 @@ class AmericanPut(Put):
 
 def _boundary(y: Jet, q: Jet) -> tuple[Jet, Jet, Jet]:
     """Critical moneyness s, beta and f(s) at ln total variance y and q = r tau >= 0."""
-    beta = _exponent(y, q)
+    square = q * q
+    rate = square * (1 / 12) + q * 0.5 + 1.0 - square * square * (1 / 720)  # q / (1 - e^{-q})
+    m1 = q * jets.exp(-y) * 2 + -1.0
+    beta = (m1 + jets.sqrt(m1 * m1 + rate * jets.exp(-y) * 8)) * 0.5
 
     def gap(s):
         """beta f(s) - e^s Phi(d1), which falls in s, and f(s)."""
@@ -90,14 +88,6 @@ def _boundary(y: Jet, q: Jet) -> tuple[Jet, Jet, Jet]:
         s = s + step.value
     s = step._new(s, step.parts)
     return s, beta, gap(s)[1]
-
-
-def _exponent(y: Jet, q: Jet) -> Jet:
-    """beta."""
-    square = q * q
-    rate = square * (1 / 12) + q * 0.5 + 1.0 - square * square * (1 / 720)  # q / (1 - e^{-q})
-    m1 = q * jets.exp(-y) * 2 + -1.0
-    return (m1 + jets.sqrt(m1 * m1 + rate * jets.exp(-y) * 8)) * 0.5
 
 
 @torch.no_grad()

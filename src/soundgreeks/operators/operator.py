@@ -248,7 +248,7 @@ PRESETS: dict[str, Config] = {
     ),
     "american_put": replace(
         _SOUND, name="american_put", claim="american_put", width=64, points=2048,
-        phases=(Phase("soap", 4_000, 1.5e-2, warmup=100, epsilon=1e-15),),
+        phases=(Phase("soap", 3_000, 1.5e-2, warmup=100, epsilon=1e-15),),
     ),
     "down_and_out": replace(
         _SOUND, name="down_and_out", model="heston_barrier", claim="down_and_out", ansatz="bump",
