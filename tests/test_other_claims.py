@@ -1,5 +1,6 @@
 """An American put and a down-and-out call: their anchors, what is built in, what is refused."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -7,7 +8,8 @@ import pytest
 import QuantLib as ql
 import torch
 
-from soundgreeks import Jet, claims, heston
+from soundgreeks import Jet, claims, heston, weights
+from soundgreeks.book import runner
 from soundgreeks.models import american, barrier
 from soundgreeks.operators import PRESETS, Operator, PricingProblem
 
@@ -149,6 +151,30 @@ def test_an_error_from_european_paths_is_refused(name):
     p = P if name == "down_and_out" else heston.Parameters(2.0, 0.06, 0.3, -0.7, 0.06)
     with pytest.raises(ValueError, match=f"claim must be European, got '{name}'"):
         operator.price(0.0, 0.06, 0.7, p, with_error=True)
+
+
+@pytest.mark.parametrize("name, kind", [("american_put", "american"), ("down_and_out", "barrier")])
+def test_what_is_shipped_is_as_good_as_the_chapter_says(name, kind):
+    """Against QuantLib's finite differences, stored by benchmarks/other_claims.py."""
+    path = runner.find_root() / "book" / "data" / "other_claims.json"
+    table = json.loads(path.read_text())
+    inputs = {k: tensor(v) for k, v in table["inputs"].items()}
+    operator = weights.load(name).double()
+    p = operator.model.Parameters(*(inputs[k] for k in operator.model.Parameters._fields))
+    x = inputs["x_put" if kind == "american" else "x_barrier"]
+    found = operator.greeks(x, inputs["nu"], inputs["days"] / 365, p)
+    price, delta, _ = (found[j] - tensor(table["values"][kind])[:, j] for j in range(3))
+    assert price.square().mean().sqrt() < 1.5e-4 and price.abs().max() < 2e-3
+    assert delta.square().mean().sqrt() < 2e-3
+
+
+def test_the_american_put_has_no_islands():
+    """Deep in the money it stops, at all maturities and variances: Delta lies in [-1, 0]."""
+    put, p = weights.load("american_put"), heston.Parameters(3.0, 0.06, 0.55, -0.2, 0.06)
+    x, tau = torch.linspace(-0.9, 1.0, 200)[:, None, None], torch.tensor([0.02, 0.1, 0.5, 1.0])
+    nu = torch.tensor([0.01, 0.05, 0.2, 0.4])[:, None]
+    delta = put.greeks(x, nu, tau, p).delta
+    assert delta.min() > -1.01 and delta.max() < 0.01
 
 
 def test_a_level_is_in_its_range():

@@ -144,8 +144,9 @@ def test_not_safetensors(tmp_path):
 
 
 OPERATORS = [
-    "deepsvm", "garch", "lognormal", "paper_anchor", "paper_implied", "paper_points",
-    "rough_heston", "sound", "sound_corrected", "sound_small", "sound_wide",
+    "american_put", "deepsvm", "down_and_out", "garch", "lognormal", "paper_anchor",
+    "paper_implied", "paper_points", "rough_heston", "sound", "sound_corrected", "sound_small",
+    "sound_wide",
 ]  # fmt: skip
 
 
@@ -160,6 +161,10 @@ def test_what_is_shipped_is_an_operator_or_a_group():
 @pytest.mark.parametrize("name", OPERATORS)
 def test_what_is_shipped_loads_and_measures_as_it_says(name):
     operator = weights.load(name)
+    if not operator.claim.european:  # no formula knows it: tests/test_other_claims.py has a judge
+        said = operator.provenance["metrics"]["loss"]
+        assert evaluation.fresh_loss(operator)["physics"] < 1.5 * said["physics"]
+        return
     said = operator.provenance["metrics"]["all"]
     data = evaluation.draw(seed=2024, n=2_000, model=operator.model)
     found = evaluation.errors(operator, data)["all"]
