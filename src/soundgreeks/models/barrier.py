@@ -11,6 +11,7 @@ network multiplies (the ansatz "relative"): the product vanishes with it.
 """
 
 from collections import namedtuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class KnockOut(Heston):
     """
 
     name = "heston_barrier"
-    Parameters = Parameters
+    Parameters = Parameters  # type: ignore[assignment]
     domain = TABLE_I | {"level": (0.70, 0.95)}
     meaning = Heston.meaning | {"level": (1e-30, 1.0, "in (0, 1]")}
     closed_form = False
@@ -58,7 +59,7 @@ class DownAndOut(Call):
 
     name, european = "down_and_out", False
 
-    def __init__(self, level: Tensor | None = None):
+    def __init__(self, level: Any = None):  # a tensor; none until `of` some parameters
         self.level = level
 
     def of(self, p):
