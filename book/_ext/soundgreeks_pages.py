@@ -170,6 +170,7 @@ MAP = {  # where a chapter stands on the map, in which colour, and what is writt
     "14": (310, 475, "s", "Against", "others"),
     "15": (590, 475, "m", "Calibration", ""),
     "16": (590, 560, "m", "No formula", ""),
+    "17": (450, 560, "m", "Other claims", ""),
 }
 BELOW = 640  # where the rows of chapters without a place begin
 NEEDS = "0-1 0-6 0-8 1-2 2-3 3-4 3-5 6-7 8-9 7-10 9-10 11-12 12-13".split()
@@ -180,16 +181,18 @@ DOWN = {  # arrows from part to part, past the boxes between
     "3-12": "M515 120V387",
     "5-13": "M700 130C718 180 718 330 690 387",
     "8-12": "M225 350C225 364 233 370 246 370H466C478 370 484 376 484 387",
+    "10-17": "M618 305C618 345 582 345 582 385V500C582 535 545 540 533 557",
     "10-14": "M608 305C608 345 575 345 575 385V455C575 510 520 518 423 518",
     "11-14": "M365 450V472",
     "12-15": "M505 450C505 480 530 492 588 492",
+    "12-17": "M485 450V557",
     "15-16": "M645 535V557",
 }
 MAP_TITLE = (
     "Which chapter needs which: 0 leads to the first two parts; 1, 2, 3 in a line, then 4 and 5; "
     "6 before 7, 8 before 9; 8 needs 1 and 9 needs 2; 10 needs 7 and 9; in the third part 11 needs "
-    "2, 12 needs 3, 8 and 11, 13 needs 5 and 12, 14 needs 10 and 11; in the fourth 15 needs 12 and "
-    "16 needs 15."
+    "2, 12 needs 3, 8 and 11, 13 needs 5 and 12, 14 needs 10 and 11; in the fourth 15 needs 12, 16 "
+    "needs 15, and 17 needs 10 and 12."
 )
 
 
