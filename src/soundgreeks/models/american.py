@@ -81,12 +81,9 @@ def _boundary(y: Jet, q: Jet) -> tuple[Jet, Jet, Jet]:
 
     still = Jet(torch.zeros_like(y.value + q.value), pairs=y.pairs)
     s = _solve(y.value, q.value, beta.value).to(y.value.dtype)
-    for _ in range(2):  # the first for the weights, the second for the derivatives of s
-        found, _, d1, width = gap(still + s)
-        fall = torch.exp(s) * ((beta.value + 1) * torch.special.ndtr(d1) + width * _density(d1))
-        step = found * (1 / fall)
-        s = s + step.value
-    s = step._new(s, step.parts)
+    found, _, d1, width = gap(still + s)
+    fall = torch.exp(s) * ((beta.value + 1) * torch.special.ndtr(d1) + width * _density(d1))
+    s = still + s + found * (1 / fall)  # for s_y and s_q; A is largest at s and needs no more
     return s, beta, gap(s)[1]
 
 
