@@ -146,7 +146,7 @@ def test_not_safetensors(tmp_path):
 OPERATORS = [
     "american_put", "deepsvm", "down_and_out", "garch", "lognormal", "paper_anchor",
     "paper_implied", "paper_points", "rough_heston", "sound", "sound_corrected", "sound_small",
-    "sound_wide",
+    "sound_smooth", "sound_wide",
 ]  # fmt: skip
 
 
