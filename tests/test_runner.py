@@ -460,7 +460,7 @@ def without(modules: str, *arguments, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, **options)
 
 
-EXTRAS = "nbformat nbclient papermill yaml matplotlib scipy IPython ipykernel QuantLib"
+EXTRAS = "nbformat nbclient papermill yaml matplotlib IPython ipykernel QuantLib"
 
 
 @pytest.mark.parametrize(
