@@ -229,7 +229,7 @@ def test_chapter_equations_figures_and_solutions(page, address):
         solution.locator(".toggle-button, .admonition-title").first.click()
         expect(code).to_be_visible()
     if equations:
-        page.locator("article a.reference.internal[href^='#eq']").first.click()
+        page.locator("article a.reference.internal[href^='#eq']:visible").first.click()
         assert re.search(r"#equation", page.url)
 
 
