@@ -93,14 +93,14 @@ def _price(given: list[Tensor], lift: Lift, steps, nodes: int) -> Tensor:
 
     w = -2 * _slope(lambda z: characteristic(z, tau, *model, lift, 40), k)
     # frequencies beyond which nothing is left, found on a coarse grid of time
-    far = torch.logspace(-1, 4, 60, dtype=torch.float64) / w.sqrt()[:, None]
+    far = torch.logspace(-1, 4, 60, dtype=w.dtype, device=w.device) / w.sqrt()[:, None]
     gone = exponent(far, 40).real < -_REACH
     last = torch.where(gone.any(1), gone.int().argmax(1), len(far[0]) - 1)
     edge = far.gather(1, last[:, None])
     # nodes sinh(t), dense where the integrand is large
     scale = 2 / w.sqrt()[:, None]
     h = torch.asinh(edge / scale) / nodes
-    t = h * torch.arange(nodes + 1, dtype=torch.float64)
+    t = h * torch.arange(nodes + 1, dtype=h.dtype, device=h.device)
     u, weight = scale * torch.sinh(t), scale * torch.cosh(t) * h / math.pi
     weight[:, 0] *= 0.5
     coarse, fine = (exponent(u, count) for count in steps)
@@ -116,7 +116,7 @@ def _price(given: list[Tensor], lift: Lift, steps, nodes: int) -> Tensor:
 
 def _slope(exponent, k: Tensor) -> Tensor:
     """E[ln S] - ln S without drift: the derivative of the exponent at z = 0."""
-    z = torch.full((len(k), 1), 1e-5j, dtype=torch.complex128)
+    z = torch.full((len(k), 1), 1e-5j, dtype=torch.complex128, device=k.device)
     return (exponent(z).imag / 1e-5)[:, 0]
 
 
