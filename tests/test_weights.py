@@ -176,14 +176,15 @@ def test_what_is_shipped_loads_and_measures_as_it_says(name):
 
 
 def test_the_anchored_operator_is_as_good_as_promised():
-    """Fresh points each run, over Table I under Feller and tau in [0.005, 1]."""
-    seed = torch.seed() % 2**31
-    table = evaluation.evaluate(weights.load("sound"), seed)
-    assert table["all"]["price rmse"] <= 6e-7, seed
-    # Of 31 seeds the worst region's worst was 6e-6 in the median, 1.5e-5 once: a heavy tail.
-    assert max(row["price worst"] for row in table.values() if "points" in row) <= 4e-5, seed
-    assert table["all"]["delta rmse"] <= 4e-6, seed
-    assert table["curves"]["worst negative Gamma"] >= -1e-7, seed
+    """Over Table I under Feller and tau in [0.005, 1]; points of one seed, and fresh ones."""
+    for seed in (2024, torch.seed() % 2**31):
+        table = evaluation.evaluate(weights.load("sound"), seed)
+        assert table["all"]["price rmse"] <= 6e-7, seed
+        # Of 31 seeds the worst region's worst was 6e-6 in the median, 1.5e-5 once: a heavy tail.
+        bound = 1.2e-5 if seed == 2024 else 4e-5
+        assert max(row["price worst"] for row in table.values() if "points" in row) <= bound, seed
+        assert table["all"]["delta rmse"] <= 4e-6, seed
+        assert table["curves"]["worst negative Gamma"] >= -1e-7, seed
 
 
 # Groups of plain networks

@@ -6,8 +6,8 @@ price at zero there (Merton 1973; Reiner and Rubinstein 1991):
 
 .. math:: D(x) = e^{-q}\big[F(x + q, W) - e^{(1 - 2q/W)(x - b)} F(2b - x + q, W)\big],
 
-which vanishes at x = b whatever W is, its own smile in x too. Under Heston it is the anchor that a
-network multiplies (the ansatz "relative"): the product vanishes with it.
+which vanishes at x = b whatever W is, its own smile in x too. Under Heston it is the anchor to
+which a network adds a bump that vanishes there as well (the ansatz "bump").
 """
 
 from collections import namedtuple

@@ -255,7 +255,7 @@ PRESETS: dict[str, Config] = {
         width=64, points=2048, domain=barrier.MODEL.domain | _VISITED | {"nu": (1e-4, 0.8)},
         phases=(Phase("soap", 2_000, 1.5e-2, warmup=100, epsilon=1e-15),),
     ),
-    # A variance that forgets in days is wild there: a few residuals count by their logarithm.
+    # A variance that forgets in days is wild there: a few residuals count by their size.
     "rough_heston": replace(
         _SOUND, name="rough_heston", model="lifted_heston", width=64, points=4096,
         edge_share=0.1, robust=2e-3,
