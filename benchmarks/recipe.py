@@ -1,11 +1,11 @@
-"""What each part of the recipe of `sound` buys, and whether a second order polishes it further.
+"""What each part of the recipe of chapter 11b buys, and whether a second order polishes it further.
 
 Run `OMP_NUM_THREADS=1 python benchmarks/recipe.py [--write] [--only ablation|wide|polish]`, about
 an hour on one core; finished runs are kept in `build/recipe.json`, so that a stopped run goes on.
 
-Ablation: `sound` in small (48 wide, 1,500 steps of 2,048 points), and the same with one part taken
-out, three seeds each. Adam gets as much processor time as SOAP, at the rate of four that is best
-for the first seed.
+Ablation: the recipe of `sound_log` in small (48 wide, 1,500 steps of 2,048 points), and the same
+with one part taken out, three seeds each. Adam gets as much processor time as SOAP, at the rate of
+four that is best for the first seed.
 
 Wide: `sound_wide` in small (64 wide, 1,500 steps of 2,048 points), with its coordinate of the
 variance, smooth at 0, or a logarithm; with its loss, or mean squares.
@@ -34,7 +34,7 @@ SEEDS = (0, 1, 2)
 STEPS = 1500
 NEAR = heston.TABLE_I | {"nu": (1e-4, 0.8), "x": (-2.5, 2.5), "tau": (5e-4, 1.0)}
 BASE = replace(
-    PRESETS["sound"], name="recipe", width=48, points=2048,
+    PRESETS["sound_log"], name="recipe", width=48, points=2048,
     phases=(Phase("soap", STEPS, 2e-2, warmup=100, epsilon=1e-15),),
 )  # fmt: skip
 WITHOUT = {

@@ -383,6 +383,8 @@ def calibrate(
         given = [v.to(low).reshape(-1).expand(markets) for v in tensors(**values)]
         count = len(surface.model.states)
         first = surface.pack(tuple(given[:count]), surface.model.Parameters(*given[count:]))
+        held = first.clamp(low, high)  # a fit that ended on an edge may round to just outside
+        first = torch.where((first - held).abs() <= 1e-9 * (high - low), held, first)
     count = len(first) // markets
     number = torch.arange(markets, device=low.device).repeat_interleave(count)
     found = minimise(lambda z, rows: surface(z, number[rows]), first, low, high, **options)

@@ -221,20 +221,19 @@ PRESETS: dict[str, Config] = {
     "smoothed": replace(_LAPTOP, name="smoothed", ansatz="smoothed"),
     "anchor": replace(_LAPTOP, name="anchor", ansatz="anchor"),
     "implied": replace(_LAPTOP, name="implied", ansatz="implied"),
-    "sound": replace(_SOUND, name="sound"),
-    "sound_smooth": replace(_SOUND, name="sound_smooth", model="heston_smooth"),
+    "sound": replace(_SOUND, name="sound", model="heston_smooth"),
+    # The same with ln nu for the coordinate of the variance: what chapter 11b compares it with.
+    "sound_log": replace(_SOUND, name="sound_log"),
     "sound_wide": replace(
         _SOUND, name="sound_wide", model="heston_wide", width=80, points=4096, robust=1e-3,
         domain=heston.WIDE | {"nu": (1e-4, 1.8), "x": (-4.5, 4.5), "tau": (5e-4, 2.0)},
         phases=(Phase("soap", 12_000, 2e-2, warmup=100, epsilon=1e-15),),
     ),
-    # Black-Scholes at the expected variance is enough for five digits, and for a browser.
-    "sound_small": Config(
-        name="sound_small", network="similarity", ansatz="implied_scaled", width=64, hidden=4,
-        activation="silu", sampling="fresh", points=4096, atm=0, boundary=0, boundary_second=0,
-        lambda_max=0.0, edge_share=0.25,
+    # The same in small, for a browser.
+    "sound_small": replace(
+        _SOUND, name="sound_small", model="heston_smooth", width=48, points=2048,
         domain=heston.TABLE_I | {"nu": (1e-4, 0.8), "x": (-2.5, 2.5), "tau": (5e-4, 1.0)},
-        phases=(Phase("soap", 6_000, 3e-3, warmup=100),),
+        phases=(Phase("soap", 5_000, 2e-2, warmup=100, epsilon=1e-15),),
     ),
     "garch": replace(
         _SOUND, name="garch", model="garch", width=64, points=4096,
