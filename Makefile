@@ -10,12 +10,12 @@ STAMP := $(VENV)/stamp-$(shell { pwd; cat requirements.lock pyproject.toml; } | 
 # Two workers on two cores: one thread each, and the same sums on every machine.
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest
-# Chapters executed at a time.
+# Chapters executed at a time, each by a process that takes three in turn: it takes seconds to start.
 JOBS ?= 2
 # Where the book is built: another folder keeps the pages of another profile, or of a second build.
 BOOK ?= book
 PAGES := build/$(BOOK)
-CHAPTERS = $(BIN)/soundgreeks list | cut -d' ' -f1 | xargs -P $(JOBS) -n 1 $(BIN)/soundgreeks run
+CHAPTERS = $(BIN)/soundgreeks list | cut -d' ' -f1 | xargs -P $(JOBS) -n 3 $(BIN)/soundgreeks run
 
 .PHONY: help book test lint unit notebooks devices chapters gpu bench mutants browser clean
 
@@ -59,7 +59,7 @@ mutants: $(STAMP)  ## plant faults in a copy of the core, one at a time: the tes
 
 browser: $(STAMP)  ## click through the rendered pages with the network blocked (needs chromium)
 	$(BIN)/python -m pip install -q "playwright>=1.50,<2"
-	$(PYTEST) tests/browser -q -rA
+	$(PYTEST) tests/browser -q -rA -n 2
 
 # One build at a time in a folder: the lock lies on descriptor 9 of the shell and ends with it.
 define LOCK

@@ -145,6 +145,23 @@ def test_a_chapter_that_does_not_reach_its_end_fails(project, capsys, cell, reas
     assert runner.read_records(path.parents[1])["01_one"]["state"] == "failed"
 
 
+def test_a_chapter_that_fails_does_not_stop_the_others(project, capsys, monkeypatch):
+    first = project()
+    first.with_name("02_two.ipynb").write_bytes(first.read_bytes())
+    contents = first.with_name("_toc.yml")
+    contents.write_text(contents.read_text() + "  - file: 02_two\n")
+
+    def run(name, path, **_):
+        if name == "01_one":
+            raise runner.Unfinished("01_one did not finish")
+        return nbformat.read(path, 4)
+
+    monkeypatch.setattr(runner, "run", run)
+    assert cli.main(["run"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("02_two: finished") and err == "soundgreeks: 01_one did not finish\n"
+
+
 def test_a_missing_sentinel_fails(project, capsys):
     path = project()
     chapter_ = nbformat.read(path, 4)

@@ -114,6 +114,7 @@ def run_chapters(args) -> None:
     for folder in {path.parent for path in chosen.values()} if args.promote else ():
         runner.require_room(folder, "book")
     done: list[str] = []
+    failed: list[str] = []
     signal.signal(signal.SIGINT, _stop)  # our own, or asyncio would take its time over Ctrl-C
     for name, path in chosen.items():
         try:
@@ -128,8 +129,13 @@ def run_chapters(args) -> None:
             stop.add_note(f"{name} did not finish; its committed notebook is as it was.")
             stop.add_note(f"Done before: {', '.join(done) or 'nothing'}.")
             raise
+        except runner.Unfinished as error:  # the others run all the same
+            failed.append(str(error))
+            continue
         print(line, flush=True)
         done.append(name)
+    if failed:
+        raise runner.Unfinished("\n".join(failed))
 
 
 def extras(pairs: list[str]) -> dict:

@@ -13,7 +13,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from .._validate import require
 
@@ -64,6 +63,8 @@ def lift(
     ValueError
         A number outside its range.
     """
+    from scipy.optimize import least_squares  # here, since it takes as long as all of this library
+
     require(factors in range(1 + resting, 7), "factors", factors, f"from {1 + resting} to 6")
     require(0 < hurst < 0.5, "hurst", hurst, "in (0, 1/2)")
     require(0 < shortest < longest < math.inf, "shortest", shortest, "positive, below longest")
