@@ -457,7 +457,7 @@ def explorer_weights() -> str:
     found = {}
     for name in EXPLORED:
         tensors, provenance = weights.read(name)
-        config = {k: provenance["config"][k] for k in ("network", "activation", "ansatz", "domain")}
+        config = {k: provenance["config"][k] for k in ("network", "activation", "model", "ansatz")}
         found[name] = {"config": config, "tensors": encoded(tensors)}
     return f"window.SOUNDGREEKS = {json.dumps(found)};\n"
 

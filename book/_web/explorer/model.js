@@ -119,42 +119,76 @@ const Explorer = (() => {
 
   const PARAMETERS = ["kappa", "theta", "sigma", "rho", "r"];
 
-  // The coordinates of the small network, as `ansatz.similarity_features` lists them.
-  function similarity(x, nu, tau, p) {
-    const k = [x + p.r * tau, 1, 0], y = Math.log(expectedVariance(nu, tau, p));
-    return [
-      tanh(scaled(k, Math.exp(-0.5 * y) / 3)),
-      constant(0.25 * y + 1),
-      constant(0.5 * Math.log(Math.max(nu, 1e-6) / p.theta)),
-      constant(Math.sqrt(tau)),
-      tanh(k),
-      constant(Math.log(p.kappa)),
-      constant(0.5 * Math.log(p.theta) + 1.5),
-      constant(p.sigma / Math.sqrt(2 * p.kappa * p.theta)),
-      constant(2 * p.rho + 1),
-    ];
+  // -- the smile to second order in sigma, as `models/smile.py` has it -----------------------------
+
+  // Five Gauss nodes on [0, 1], with their weights.
+  const GAUSS = [[0.5, 64 / 225]];
+  for (const sign of [-1, 1]) {
+    const far = Math.sqrt(5 + sign * 2 * Math.sqrt(10 / 7)) / 6, weight = (322 - sign * 13 * Math.sqrt(70)) / 1800;
+    GAUSS.push([0.5 - far, weight], [0.5 + far, weight]);
+  }
+  const mean = (f) => GAUSS.reduce((total, [q, weight]) => total + weight * f(q), 0);
+
+  // What the path of the variance without noise says, in units of its total w. No x in it.
+  function moments(nu, tau, p, w) {
+    const variance = (q) => p.theta + (nu - p.theta) * Math.exp(-p.kappa * tau * q);
+    const adds = (q) => -Math.expm1(-p.kappa * tau * (1 - q)) / p.kappa; // a unit of variance at q tau, to w
+    const before = (q) => q * mean((t) => variance(q * t) * Math.exp(-p.kappa * tau * q * (1 - t)));
+    const A = tau * mean((q) => variance(q) * adds(q)), B = tau * mean((q) => variance(q) * adds(q) ** 2);
+    const C = tau * tau * mean((q) => adds(q) * before(q)), skew = p.sigma * p.rho;
+    return { skew: (skew * A) / w ** 1.5, bend: (skew ** 2 * C) / w ** 2, spread: (p.sigma ** 2 * B) / w ** 2 };
   }
 
-  // Each ansatz makes a price of the network's output n, a jet.
-  const ANSATZ = {
-    printed(n, x, nu, tau) {
-      const payoff = x > 0 ? [Math.expm1(x), Math.exp(x), Math.exp(x)] : [0, 0, 0];
-      return sum(payoff, scaled(softplus(n), tau));
-    },
-    implied_scaled(n, x, nu, tau, p) {
-      const k = [x + p.r * tau, 1, 0], y = constant(Math.log(expectedVariance(nu, tau, p)));
-      return anchor(k, sum(y, scaled(n, p.sigma * Math.sqrt(tau))), tau, p.r);
-    },
-  };
+  // ln W - ln w at the jet k: a parabola in m = s/2 - k/s, s = sqrt(w), flat in the far wings.
+  function smile(k, y, { skew, bend, spread }) {
+    const s = Math.exp(0.5 * y), far = scaled(tanh(scaled(k, 0.25 / s)), -4), m = sum(constant(0.5 * s), far);
+    const c0 = 0.75 * skew ** 2 - bend - 0.25 * spread, c2 = bend + 0.25 * spread - 1.75 * skew ** 2;
+    const c1 = skew + s * (0.75 * skew ** 2 - 0.25 * spread);
+    const whole = apply(m, c0 + m[0] * (c1 + m[0] * c2), c1 + 2 * m[0] * c2, 2 * c2);
+    return scaled(tanh(scaled(whole, 1 / 1.5)), 1.5);
+  }
 
-  // An operator as x -> jet, for one (nu, tau, p): the branch of a DeepONet is evaluated once.
+  // -- operators -----------------------------------------------------------------------------------
+
+  // The price that the network's output n makes: eq. 10 of the first paper, or Black and Scholes at W e^{size n}.
+  function printed(n, x, tau) {
+    const payoff = x > 0 ? [Math.expm1(x), Math.exp(x), Math.exp(x)] : [0, 0, 0];
+    return sum(payoff, scaled(softplus(n), tau));
+  }
+
+  // The small one, with the inputs that `ansatz.smile_features` lists for the model `heston_smooth`.
+  function similarity(network, nu, tau, p) {
+    const w = expectedVariance(nu, tau, p), y = Math.log(w), known = moments(nu, tau, p, w);
+    const size = known.spread / (1 + known.spread), feller = p.sigma / Math.sqrt(2 * p.kappa * p.theta);
+    return (x) => {
+      const k = [x + p.r * tau, 1, 0], bent = smile(k, y, known);
+      const [n] = network([
+        tanh(scaled(k, Math.exp(-0.5 * y) / 3)),
+        constant(0.25 * y + 1),
+        constant((4 * nu) / (nu + p.theta) - 2),
+        constant(Math.sqrt(tau)),
+        tanh(k),
+        constant(Math.log(p.kappa)),
+        constant(0.5 * Math.log(p.theta) + 1.5),
+        constant(feller),
+        constant(2 * p.rho + 1),
+        constant(4 * known.skew),
+        constant(3 * Math.sqrt(known.spread)),
+        scaled(bent, 2),
+      ]);
+      return anchor(k, sum(constant(y), sum(bent, scaled(n, size))), tau, p.r);
+    };
+  }
+
+  const SHIPPED = { similarity: "heston_smooth, smile", deeponet: "heston, printed" };
+
+  // An operator as x -> jet, for one (nu, tau, p): what does not depend on x is evaluated once.
   function operator({ config, tensors }) {
-    const activation = ACTIVATIONS[config.activation], price = ANSATZ[config.ansatz];
-    if (!activation || !price) throw new Error(`no ${config.activation} or ${config.ansatz} here`);
+    const activation = ACTIVATIONS[config.activation], kind = `${config.model}, ${config.ansatz}`;
+    if (!activation || SHIPPED[config.network] !== kind) throw new Error(`no ${config.activation}, ${kind} here`);
     if (config.network === "similarity") {
       const layers = layersOf(tensors, "network.layers");
-      return (nu, tau, p) => (x) =>
-        price(perceptron(layers, activation, similarity(x, nu, tau, p))[0], x, nu, tau, p);
+      return (nu, tau, p) => similarity((inputs) => perceptron(layers, activation, inputs), nu, tau, p);
     }
     const branch = layersOf(tensors, "network.branch.layers"), trunk = layersOf(tensors, "network.trunk.layers");
     const scale = (part) => {
@@ -169,7 +203,7 @@ const Explorer = (() => {
       return (x) => {
         const t = perceptron(trunk, activation, ofTrunk([[x, 1, 0], constant(nu), constant(tau)]));
         const n = t.reduce((total, a, i) => sum(total, scaled(a, b[i][0])), constant(0));
-        return price(scaled(n, b.length ** -0.5), x, nu, tau, p);
+        return printed(scaled(n, b.length ** -0.5), x, tau);
       };
     };
   }
