@@ -229,7 +229,7 @@ PRESETS: dict[str, Config] = {
         domain=heston.WIDE | {"nu": (1e-4, 1.8), "x": (-4.5, 4.5), "tau": (5e-4, 2.0)},
         phases=(Phase("soap", 12_000, 2e-2, warmup=100, epsilon=1e-15),),
     ),
-    # The same in small, for a browser.
+    # `sound` in small, for a browser.
     "sound_small": replace(
         _SOUND, name="sound_small", model="heston_smooth", width=48, points=2048,
         domain=heston.TABLE_I | {"nu": (1e-4, 0.8), "x": (-2.5, 2.5), "tau": (5e-4, 1.0)},
