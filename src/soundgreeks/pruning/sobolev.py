@@ -556,6 +556,7 @@ def scores(network: nn.Module, x: Tensor, truth: tuple[Tensor, ...]) -> Scores:
     truth : value, Delta and Gamma (n,), say from `Basket.greeks`; what follows is not looked at
     """
     exact = copy.deepcopy(network).to(x)
-    parts = (along(exact, rows) for rows in x.split(2048))  # a cache full: no more memory than that
+    widest = max((max(p.shape, default=1) for p in exact.parameters()), default=1)
+    parts = (along(exact, rows) for rows in x.split(max(1, 2**17 // widest)))  # what a cache holds
     ours = [torch.cat(part) for part in zip(*parts, strict=True)]
     return Scores(*(score(a, b) for a, b in zip(ours, truth[:3], strict=True)))

@@ -1,6 +1,7 @@
 """First-order optimisers and L-BFGS, as torch has them, behind the interface `Optimizer`."""
 
 from collections.abc import Iterable
+from inspect import unwrap
 
 import torch
 from torch import Tensor
@@ -14,7 +15,19 @@ UNIT = 20  # line-search iterations between checkpoints, log lines and changes o
 _LBFGS_SCALE = 2.0**20
 
 
-class Adam(torch.optim.Adam):
+class Bare(torch.optim.Optimizer):
+    """torch's methods as they are inside what hides them from its compiler.
+
+    The first call of one of these would import that compiler, which takes as long as torch itself.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    load_state_dict = unwrap(torch.optim.Optimizer.load_state_dict)
+    state_dict = unwrap(torch.optim.Optimizer.state_dict)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class Adam(torch.optim.Adam, Bare):
     """Kingma and Ba (2015), all weights in one kernel.
 
     >>> w = torch.tensor([1.0, 1.0], requires_grad=True)
@@ -25,6 +38,7 @@ class Adam(torch.optim.Adam):
     """
 
     stalled = False
+    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
 
     def __init__(self, weights: dict[str, Tensor], phase: Phase):
         super().__init__(trainable(weights), phase.rate, weight_decay=phase.decay, fused=True)
@@ -34,7 +48,7 @@ class Adam(torch.optim.Adam):
         return descend(self, self.phase, step, problem)
 
 
-class LBFGS(torch.optim.LBFGS):
+class LBFGS(torch.optim.LBFGS, Bare):
     """Liu and Nocedal (1989) with a strong-Wolfe line search, `UNIT` iterations at a time.
 
     >>> from types import SimpleNamespace as Loss

@@ -3,12 +3,12 @@
 from pytorch_optimizer import SOAP
 from torch import Tensor
 
-from .optimizers import descend, trainable
+from .optimizers import Bare, descend, trainable
 from .phases import Phase
 from .protocols import Problem
 
 
-class Soap(SOAP):
+class Soap(SOAP, Bare):
     """Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., 2024), renewed every ten.
 
     >>> from types import SimpleNamespace as Loss
