@@ -23,6 +23,7 @@ from ..arithmetic.jets import Jet
 from . import black_scholes
 from .claims import Put, register
 
+_ROUNDING = 1e-6  # by which a price in single precision may exceed a payoff that it equals
 _STEPS = 16  # of Newton's method, from the right, where the function is concave
 
 
@@ -51,7 +52,7 @@ class AmericanPut(Put):
 
     def condition(self, residual: Tensor, u: Tensor, x: Tensor) -> Tensor:
         """The residual where the holder waits; where u is the payoff, it is r > 0 and may be."""
-        return torch.where(u > self.payoff(x), residual, 0.0)
+        return torch.where(u > self.payoff(x) + _ROUNDING, residual, 0.0)
 
     def slack(self, k: Jet, y: Jet, tau: Jet, r: Tensor) -> Jet:
         return jets.tanh(tau * r * jets.exp(y * -0.5)) * 0.5
