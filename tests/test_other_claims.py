@@ -12,6 +12,7 @@ from soundgreeks import Jet, claims, heston, weights
 from soundgreeks.book import runner
 from soundgreeks.models import american, barrier
 from soundgreeks.operators import PRESETS, Operator, PricingProblem
+from soundgreeks.operators.collocation import Points
 
 F64 = torch.float64
 R, VOL, DAYS = 0.06, 0.25, 200
@@ -137,6 +138,14 @@ def test_points_are_where_the_equation_holds():
     assert (problem.residual(problem.sets["physics"]) == 0).double().mean() < 0.4
 
 
+def test_rounding_is_no_reason_to_wait():
+    """In single precision a price is above the payoff that it equals, or below, by its last bit."""
+    put = untrained("american_put").float()
+    x, nu, tau = torch.linspace(-1, -0.6, 1000), torch.full((1000,), 0.04), torch.rand(1000)
+    p = heston.Parameters(2.0, 0.04, 0.3, -0.7, 0.06).map(lambda v: torch.full((1000,), v))
+    assert (PricingProblem(put).residual(Points(x, nu, tau, p)) == 0).all()
+
+
 def test_the_loss_has_a_gradient():
     for name in ("american_put", "down_and_out"):
         problem = PricingProblem(untrained(name))
@@ -164,8 +173,8 @@ def test_what_is_shipped_is_as_good_as_the_chapter_says(name, kind):
     x = inputs["x_put" if kind == "american" else "x_barrier"]
     found = operator.greeks(x, inputs["nu"], inputs["days"] / 365, p)
     price, delta, _ = (found[j] - tensor(table["values"][kind])[:, j] for j in range(3))
-    assert price.square().mean().sqrt() < 1.5e-4 and price.abs().max() < 2e-3
-    assert delta.square().mean().sqrt() < 2e-3
+    assert price.square().mean().sqrt() < 1e-4 and price.abs().max() < 1e-3
+    assert delta.square().mean().sqrt() < 1e-3
 
 
 def test_the_american_put_has_no_islands():

@@ -245,9 +245,11 @@ PRESETS: dict[str, Config] = {
         domain=lognormal.MODEL.domain | _VISITED | {"nu": (1e-4, 5.0)},
         phases=(Phase("soap", 4_000, 2e-2, warmup=100, epsilon=1e-15),),
     ),
+    # Close to the exercise boundary a few residuals are large: they count by their size.
     "american_put": replace(
-        _SOUND, name="american_put", claim="american_put", width=64, points=2048,
-        phases=(Phase("soap", 3_000, 1.5e-2, warmup=100, epsilon=1e-15),),
+        _SOUND, name="american_put", model="heston_smooth", claim="american_put",
+        width=64, points=2048, robust=5e-4,
+        phases=(Phase("soap", 2_000, 1.5e-2, warmup=100, epsilon=1e-15),),
     ),
     "down_and_out": replace(
         _SOUND, name="down_and_out", model="heston_barrier", claim="down_and_out", ansatz="bump",
