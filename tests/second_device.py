@@ -16,6 +16,7 @@ memory, a GPU's own rounding and random numbers.
 """
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -58,7 +59,7 @@ class Far(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        return compute(func, args, kwargs or {}, place(func, args, kwargs or {}))
+        return send(func, args, kwargs or {})[0]
 
     @property
     def data(self):
@@ -125,10 +126,16 @@ def is_far(device) -> bool:
     return device is not None and torch.device(device).type == "far"
 
 
-def place(func, args, kwargs) -> str:
-    """Where an operation's result lies, "far" or "cpu"; raises what a GPU would raise."""
+def send(func, args, kwargs):
+    """What an operation gives, where it lies, and the tensors that went in."""
     given = leaves((args, kwargs))
     tensors = [x for x in given if isinstance(x, torch.Tensor)]
+    where = place(func, args, kwargs, given, tensors)
+    return compute(func, args, kwargs, where, tensors), where, tensors
+
+
+def place(func, args, kwargs, given, tensors) -> str:
+    """Where an operation's result lies, "far" or "cpu"; raises what a GPU would raise."""
     asked = kwargs.get("device")
     if func in COPIES:
         where = is_far(asked) if asked is not None else isinstance(args[0], Far)
@@ -158,7 +165,7 @@ def may_mix(func, args, near) -> bool:
     return pointwise and not written and all(x.ndim == 0 for x in near)
 
 
-def compute(func, args, kwargs, where: str):
+def compute(func, args, kwargs, where: str, tensors):
     """Run an operation on the numbers inside, and wrap what comes out if it lies far away."""
     inner, settings = swap((args, kwargs), Far, lambda x: x.inner)
     if settings.get("device") is not None:
@@ -169,8 +176,13 @@ def compute(func, args, kwargs, where: str):
             func(*args, **kwargs)
     if where == "cpu":
         return args[0] if func is aten.copy_.default else out
-    known = {id(x.inner): x for x in leaves((args, kwargs)) if isinstance(x, Far)}
+    known = {id(x.inner): x for x in tensors if isinstance(x, Far)}
     return swap(out, torch.Tensor, lambda x: known[id(x)] if id(x) in known else Far(x))
+
+
+@functools.cache
+def is_view(func) -> bool:
+    return func.is_view
 
 
 class Place(TorchDispatchMode):
@@ -181,13 +193,12 @@ class Place(TorchDispatchMode):
         self.work = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        where = place(func, args, kwargs or {})
-        out = compute(func, args, kwargs or {}, where)
+        out, where, tensors = send(func, args, kwargs or {})
         if func in COPIES:
             tensors = [x for x in (*args[:2], out) if isinstance(x, torch.Tensor)]
             self.work["copies"] += len({x.device for x in tensors}) > 1
-        elif not func.is_view:
-            tensors = (x for x in leaves((args, out)) if isinstance(x, torch.Tensor))
+        elif not is_view(func):
+            tensors += [x for x in leaves((out,)) if isinstance(x, torch.Tensor)]
             self.work[where] += max((x.numel() for x in tensors), default=0)
         return out
 
