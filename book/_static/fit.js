@@ -1,7 +1,33 @@
-// A displayed equation that is wider than its page is drawn smaller, down to a size that can be read;
-// what is wider still scrolls in a box. So does a figure that a narrow page would shrink too far.
+// A displayed equation that is wider than its page gets a line for each of its parts, and is drawn
+// smaller, down to a size that can be read; what is wider still scrolls in a box. So does a figure
+// that a narrow page would shrink too far.
 (function () {
   const LEAST = 0.65, FIGURE = 0.55;
+  const COMPILED = 20; // MathJax's name for "read anew"
+
+  // The parts of an equation: between each \qquad that no brace or environment encloses.
+  function parts(tex) {
+    const found = [""];
+    let depth = 0;
+    for (const token of tex.match(/\\(?:begin|end)\b|\\[a-zA-Z]+|\\.|[^\\]/gs) || []) {
+      if (token === "{" || token === "\\begin" || token === "\\left") depth += 1;
+      if (token === "}" || token === "\\end" || token === "\\right") depth -= 1;
+      if (token === "\\qquad" && depth === 0) found.push("");
+      else found[found.length - 1] += token;
+    }
+    return found.filter((part) => part.trim());
+  }
+
+  // Below one another where side by side they would not fit, and back where they do again.
+  function fold(item, room) {
+    const whole = (item.whole ||= { tex: item.math, size: width(item.typesetRoot) });
+    const rows = parts(whole.tex), folded = item.math !== whole.tex;
+    if (rows.length < 2 || room <= 0 || folded === whole.size > room) return;
+    item.math = folded ? whole.tex : `\\begin{gathered}${rows.join("\\\\")}\\end{gathered}`;
+    item.rerender(MathJax.startup.document, COMPILED);
+  }
+
+  const width = (equation) => (equation.querySelector("mjx-math") || equation).getBoundingClientRect().width;
 
   function keep(image) {
     const box = image.parentElement, width = Math.min(640, FIGURE * image.naturalWidth);
@@ -27,15 +53,17 @@
         inline.style.fontSize = (base * 0.97 * room.clientWidth) / size + "px";
       }
     });
-    for (const equation of document.querySelectorAll("mjx-container[display='true']")) {
-      const box = equation.closest("div.math") || equation.parentElement;
+    for (const item of window.MathJax ? MathJax.startup.document.math : []) {
+      if (!item.display) continue;
+      const box = item.typesetRoot.closest("div.math") || item.typesetRoot.parentElement;
       const number = box.querySelector(".eqno");
-      equation.style.fontSize = "";
-      equation.classList.remove("sideways");
-      const math = equation.querySelector("mjx-math") || equation;
       const room = box.clientWidth - (number ? number.offsetWidth + 8 : 0);
-      const size = math.getBoundingClientRect().width;
-      if (room > 0 && size > room) {
+      if (room <= 0) continue; // inside something folded
+      item.typesetRoot.style.fontSize = "";
+      fold(item, room);
+      const equation = item.typesetRoot, size = width(equation);
+      equation.classList.remove("sideways");
+      if (size > room) {
         const base = parseFloat(getComputedStyle(equation).fontSize);
         const share = (0.99 * room) / size;
         equation.style.fontSize = base * Math.max(LEAST, share) + "px";
