@@ -161,7 +161,7 @@ class Plain:
             n = (branch * trunk).sum(-1) / math.sqrt(self.config["latent"])
         else:
             features = [
-                torch.tanh(k / w.sqrt() / 3), 1 + w.log() / 4, (nu / theta).log() / 2,
+                torch.tanh(k / w.sqrt() / 3), 1 + w.log() / 4, 4 * nu / (nu + theta) - 2,
                 tau.sqrt(), torch.tanh(k), kappa.log(), 1.5 + theta.log() / 2,
                 sigma / (2 * kappa * theta).sqrt(), 1 + 2 * rho,
             ]  # fmt: skip
