@@ -327,11 +327,11 @@ def test_chapter_2_scores(name):
 @pytest.mark.parametrize("name", STORED)
 def test_losses_on_fresh_points(name):
     """Eqs. 11 to 13 by nested autograd."""
-    losses = []
+    losses, operator = [], weights.load(STORED[name])
+    sizes = dict(model=operator.config.model, points=4096, atm=1024, boundary=512)
     for i in range(5):
-        config = replace(PRESETS["paper"], seed=17 + i, points=4096, atm=1024, boundary=512)
-        total = 0.0
-        for kind, at in PricingProblem(weights.load(STORED[name]), config).sets.items():
+        config, total = replace(PRESETS["paper"], seed=17 + i, **sizes), 0.0
+        for kind, at in PricingProblem(operator, config).sets.items():
             if kind == "boundary":
                 u = plain(name).price(at.x, at.nu, at.tau, at.p)
                 edge = torch.where(at.x > 0, at.x.exp() - torch.exp(-at.p.r * at.tau), 0.0)

@@ -145,8 +145,8 @@ def test_not_safetensors(tmp_path):
 
 OPERATORS = [
     "american_put", "deepsvm", "down_and_out", "garch", "lognormal", "paper_anchor",
-    "paper_implied", "paper_points", "rough_heston", "sound", "sound_corrected", "sound_log", "sound_small",
-    "sound_wide",
+    "paper_implied", "paper_points", "rough_heston", "sound", "sound_corrected", "sound_log",
+    "sound_small", "sound_wide",
 ]  # fmt: skip
 
 

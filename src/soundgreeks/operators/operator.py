@@ -199,9 +199,10 @@ _PAPER_GRID = Config(
 # Where the paths of Table I really go, with points where the price bends.
 _VISITED = {"nu": (1e-4, 1.2), "x": (-3.5, 3.5), "tau": (5e-4, 1.0)}
 _SOUND = Config(
-    network="similarity", ansatz="smile", width=96, hidden=4, activation="silu",
-    sampling="fresh", points=6144, atm=0, boundary=0, boundary_second=0, lambda_max=0.0,
-    edge_share=0.25, spread=2.2, tau_power=1.6, early=0.1, domain=heston.TABLE_I | _VISITED,
+    model="heston_smooth", network="similarity", ansatz="smile", width=96, hidden=4,
+    activation="silu", sampling="fresh", points=6144, atm=0, boundary=0, boundary_second=0,
+    lambda_max=0.0, edge_share=0.25, spread=2.2, tau_power=1.6, early=0.1,
+    domain=heston.TABLE_I | _VISITED,
     phases=(
         Phase("soap", 10_000, 1.5e-2, warmup=100, epsilon=1e-15),
         Phase("soap", 6_000, 4e-3, warmup=100, epsilon=1e-15),  # on from the first's plateau
@@ -221,9 +222,9 @@ PRESETS: dict[str, Config] = {
     "smoothed": replace(_LAPTOP, name="smoothed", ansatz="smoothed"),
     "anchor": replace(_LAPTOP, name="anchor", ansatz="anchor"),
     "implied": replace(_LAPTOP, name="implied", ansatz="implied"),
-    "sound": replace(_SOUND, name="sound", model="heston_smooth"),
+    "sound": replace(_SOUND, name="sound"),
     # The same with ln nu for the coordinate of the variance: what chapter 11b compares it with.
-    "sound_log": replace(_SOUND, name="sound_log"),
+    "sound_log": replace(_SOUND, name="sound_log", model="heston"),
     "sound_wide": replace(
         _SOUND, name="sound_wide", model="heston_wide", width=80, points=4096, robust=1e-3,
         domain=heston.WIDE | {"nu": (1e-4, 1.8), "x": (-4.5, 4.5), "tau": (5e-4, 2.0)},
@@ -231,7 +232,7 @@ PRESETS: dict[str, Config] = {
     ),
     # `sound` in small, for a browser.
     "sound_small": replace(
-        _SOUND, name="sound_small", model="heston_smooth", width=48, points=2048,
+        _SOUND, name="sound_small", width=48, points=2048,
         domain=heston.TABLE_I | {"nu": (1e-4, 0.8), "x": (-2.5, 2.5), "tau": (5e-4, 1.0)},
         phases=(Phase("soap", 5_000, 2e-2, warmup=100, epsilon=1e-15),),
     ),
@@ -247,8 +248,7 @@ PRESETS: dict[str, Config] = {
     ),
     # Close to the exercise boundary a few residuals are large: they count by their size.
     "american_put": replace(
-        _SOUND, name="american_put", model="heston_smooth", claim="american_put",
-        width=64, points=2048, robust=5e-4,
+        _SOUND, name="american_put", claim="american_put", width=64, points=2048, robust=5e-4,
         phases=(Phase("soap", 2_000, 1.5e-2, warmup=100, epsilon=1e-15),),
     ),
     "down_and_out": replace(

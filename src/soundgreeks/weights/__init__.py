@@ -168,7 +168,7 @@ def save(operator: Operator, path: Path | str, provenance: dict) -> None:
 
 def load(name: Path | str, *, dtype: torch.dtype = torch.float64) -> Operator:
     """The operator `name`: "deepsvm" (as printed), "paper_anchor" and "paper_implied" (the same
-    but for the ansatz), "sound" (implied variance, similarity coordinates), or a path.
+    but for the ansatz), "sound" (the smile in the anchor, similarity coordinates), or a path.
 
     >>> p = heston.Parameters(kappa=2.0, theta=0.04, sigma=0.3, rho=-0.7, r=0.05)
     >>> load("sound").price(0.0, 0.04, 1.0, p)  # the exact price is .1039422
