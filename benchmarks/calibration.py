@@ -11,6 +11,7 @@ one surface at a time; the others also fit a thousand in a batch, all with param
 import argparse
 import json
 import time
+from functools import partial
 
 import numpy as np
 import QuantLib as ql
@@ -102,6 +103,28 @@ def thousand(strike, days, rate, count: int = 1000) -> Quotes:
     return Quotes(*(v.expand_as(made.volatility)[kept] for v in made[:4]))
 
 
+def methods(start) -> dict:
+    """Name, and from quotes a function that fits them, of every method of our own."""
+    price = {name: weights.load(name).price for name in ("sound", "sound_small")}
+    price["formula"] = heston.call
+
+    def once(surface):
+        return lambda q: partial(calibrate, surface(q), start, tolerance=TOLERANCE)
+
+    def by(name):
+        return lambda q: Surface(price[name], heston.MODEL, q)
+
+    return {
+        "autograd": ("formula, reverse mode", once(by("formula"))),
+        "formula": ("formula, shared $\\varphi$", once(FormulaSurface)),
+        "formula_40": (
+            "the same, 40 nodes for 96", once(lambda q: FormulaSurface(q, nodes=40))
+        ),
+        "operator": ("`sound`", once(by("sound"))),
+        "small": ("`sound_small`", once(by("sound_small"))),
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--write", action="store_true")
@@ -110,7 +133,6 @@ def main() -> None:
     at = grid()
     truth = torch.tensor(TRUTH, dtype=torch.float64)
     one, many = quotes(*at, truth), thousand(*at)
-    sound = weights.load("sound").double()
     start = START[0], heston.Parameters(*START[1:], 0.0)
     judge = FormulaSurface(one)
 
@@ -125,21 +147,13 @@ def main() -> None:
         ms, (z, calls) = best(fit, 3)
         name = f"QuantLib, {nodes} nodes"
         rows.append(dict(key=key, name=name, one_ms=ms, calls=calls, bp=residual(z), many_ms=None))
-    for key, name, surface in (
-        ("autograd", "formula, reverse mode",
-         lambda q: Surface(heston.call, heston.MODEL, q)),
-        ("formula", "formula, shared $\\varphi$",
-         lambda q: FormulaSurface(q)),
-        ("operator", "`sound`",
-         lambda q: Surface(sound.price, heston.MODEL, q)),
-    ):  # fmt: skip
-        made = surface(one)
-        ms, fit = best(lambda made=made: calibrate(made, start, tolerance=TOLERANCE), 20)
+    for key, (name, method) in methods(start).items():
+        fit_one = method(one)
+        ms, fit = best(fit_one, 20)
         row = dict(key=key, name=name, one_ms=ms, calls=int(fit.calls), bp=residual(fit.values[0]))
         row["many_ms"] = None
         if key != "autograd":
-            batch = surface(many)
-            ms, _ = best(lambda batch=batch: calibrate(batch, start, tolerance=TOLERANCE), 1)
+            ms, _ = best(method(many), 1)
             row["many_ms"] = ms / len(many.volatility)
         rows.append(row)
     for row in rows:
