@@ -54,7 +54,8 @@ CUT_OFF = """narrow => {
     const left = article.getBoundingClientRect().left - 1;
     const wide = box => box.scrollWidth > box.clientWidth + 1;
     const found = [...article.querySelectorAll("pre")].filter(wide);
-    found.push(...article.querySelectorAll("mjx-container.sideways"));
+    if (!article.querySelector("dl.py")) // docstrings keep to lines of a terminal
+        found.push(...article.querySelectorAll("mjx-container.sideways"));
     for (const equation of article.querySelectorAll("mjx-container")) {
         const box = equation.closest("div.math") ?? equation.closest("p, li, td");
         const edges = equation.getBoundingClientRect();
