@@ -15,7 +15,7 @@ UNIT = 20  # line-search iterations between checkpoints, log lines and changes o
 _LBFGS_SCALE = 2.0**20
 
 
-class Bare(torch.optim.Optimizer):
+class _Bare(torch.optim.Optimizer):
     """torch's methods as they are inside what hides them from its compiler.
 
     The first call of one of these would import that compiler, which takes as long as torch itself.
@@ -27,7 +27,7 @@ class Bare(torch.optim.Optimizer):
     zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
 
 
-class Adam(torch.optim.Adam, Bare):
+class Adam(torch.optim.Adam, _Bare):
     """Kingma and Ba (2015), all weights in one kernel.
 
     >>> w = torch.tensor([1.0, 1.0], requires_grad=True)
@@ -38,17 +38,20 @@ class Adam(torch.optim.Adam, Bare):
     """
 
     stalled = False
-    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
+    _step = torch.no_grad()(unwrap(torch.optim.Adam.step))
 
     def __init__(self, weights: dict[str, Tensor], phase: Phase):
         super().__init__(trainable(weights), phase.rate, weight_decay=phase.decay, fused=True)
         self.phase = phase
 
+    def step(self, closure=None):
+        return self._step(closure)
+
     def advance(self, step: int, problem: Problem) -> int:
         return descend(self, self.phase, step, problem)
 
 
-class LBFGS(torch.optim.LBFGS, Bare):
+class LBFGS(torch.optim.LBFGS, _Bare):
     """Liu and Nocedal (1989) with a strong-Wolfe line search, `UNIT` iterations at a time.
 
     >>> from types import SimpleNamespace as Loss

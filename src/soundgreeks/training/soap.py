@@ -3,12 +3,12 @@
 from pytorch_optimizer import SOAP
 from torch import Tensor
 
-from .optimizers import Bare, descend, trainable
+from .optimizers import _Bare, descend, trainable
 from .phases import Phase
 from .protocols import Problem
 
 
-class Soap(SOAP, Bare):
+class Soap(SOAP, _Bare):
     """Adam in the eigenbasis of Shampoo's preconditioner (Vyas et al., 2024), renewed every ten.
 
     >>> from types import SimpleNamespace as Loss
