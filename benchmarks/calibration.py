@@ -106,7 +106,7 @@ def thousand(strike, days, rate, count: int = 1000) -> Quotes:
 
 
 class Compiled(Surface):
-    """Prices and derivatives of one market in one kernel, compiled in half a minute by C++."""
+    """Prices and derivatives of one market in one kernel, compiled by C++."""
 
     def __init__(self, price, model, quotes):
         super().__init__(price, model, quotes)

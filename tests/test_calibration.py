@@ -180,6 +180,18 @@ def test_an_optimum_outside_is_reported():
     assert feller.edge[0, 3] and heston.MODEL.closeness(feller.p).item() == pytest.approx(1)
 
 
+def test_a_fit_on_the_edge_can_start_another():
+    """Of many markets whose sigma lies at Feller's edge, the natural units round some outside."""
+    nu = torch.linspace(0.02, 0.3, 40, dtype=torch.float64)[:, None]
+    steep = TRUE._replace(sigma=1.2)  # beyond the condition
+    many = quotes(nu, steep, X.expand(40, -1), TAU.expand(40, -1))
+    surface = Surface(heston.call, heston.MODEL, many)
+    fit = calibrate(surface, (nu[:, 0], TRUE), starts=1)
+    assert fit.edge[:, fit.names.index("sigma")].any()
+    again = calibrate(surface, (fit.state, fit.p))
+    assert (again.rmse <= fit.rmse * (1 + 1e-6)).all()
+
+
 def test_the_profile_is_lowest_at_the_fit():
     surface = FormulaSurface(quotes()._replace(half_spread=0.002))
     fit = calibrate(surface)
