@@ -10,12 +10,12 @@ STAMP := $(VENV)/stamp-$(shell { pwd; cat requirements.lock pyproject.toml; } | 
 # Two workers on two cores: one thread each, and the same sums on every machine.
 export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest
-# Chapters executed at a time, each by a process that takes three in turn: it takes seconds to start.
+# Chapters executed at a time, each by a process that takes six in turn: it takes seconds to start.
 JOBS ?= 2
 # Where the book is built: another folder keeps the pages of another profile, or of a second build.
 BOOK ?= book
 PAGES := build/$(BOOK)
-CHAPTERS = $(BIN)/soundgreeks list | cut -d' ' -f1 | xargs -P $(JOBS) -n 3 $(BIN)/soundgreeks run
+CHAPTERS = $(BIN)/soundgreeks list | cut -d' ' -f1 | xargs -P $(JOBS) -n 6 $(BIN)/soundgreeks run
 
 .PHONY: help book test lint unit notebooks devices chapters gpu bench mutants browser clean
 

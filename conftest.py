@@ -5,7 +5,10 @@ import signal
 import pytest
 import torch
 
+from soundgreeks.book import warm
 from soundgreeks.book.reference import GLUE
+
+warm.prefer()
 
 # A shell's background job ignores Ctrl-C and hands that on: tests of Ctrl-C would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -225,7 +225,9 @@ def test_conda_environment_agrees_with_the_lock(tmp_path):
     assert all(d.replace("=", "==") in lock for d in others)
 
 
-PACKAGES = {"yaml": "pyyaml", "IPython": "ipykernel", "cycler": "matplotlib"}
+PACKAGES = {
+    "yaml": "pyyaml", "IPython": "ipykernel", "jupyter_client": "ipykernel", "cycler": "matplotlib"
+}  # fmt: skip
 """What a module comes with, where the names differ or one brings the other."""
 
 

@@ -12,9 +12,10 @@ import nbformat
 import psutil
 import pytest
 import torch
+from jupyter_client.manager import start_new_kernel
 
 from soundgreeks import weights
-from soundgreeks.book import chapter, cli, commands, runner
+from soundgreeks.book import chapter, cli, commands, runner, warm
 from soundgreeks.operators import PricingProblem
 
 CODE = nbformat.v4.new_code_cell
@@ -585,3 +586,27 @@ def test_a_loss_that_is_not_finite_is_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(commands, "train_operator", train_operator)
     assert cli.main(["train", "smoke", "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "soundgreeks: loss is nan at step 3\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels start cold elsewhere")
+def test_kernels_start_warm_and_can_be_interrupted(monkeypatch, tmp_path):
+    monkeypatch.delenv("JUPYTER_DEFAULT_PROVISIONER_NAME", raising=False)
+    warm.prefer()
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    try:
+        known = (
+            f"import os, sys; assert 'torch' in sys.modules and os.getcwd() == {str(tmp_path)!r}"
+        )
+        reply = client.execute(known, reply=True, timeout=60)
+        assert reply["content"]["status"] == "ok", reply["content"]
+        message = client.execute(endless := "while True: pass")
+        while client.get_iopub_msg(timeout=60)["content"].get("code") != endless:
+            pass
+        manager.interrupt_kernel()
+        while (reply := client.get_shell_msg(timeout=60))["parent_header"]["msg_id"] != message:
+            pass
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert not manager.is_alive()

@@ -174,6 +174,21 @@ def test_the_penalty_stands_on_the_points_at_the_money_if_there_are_any():
     assert zero["atm"] == pytest.approx(more["atm"] - base["atm"])
 
 
+def test_the_penalty_acts_in_the_last_phase_alone():
+    phases = (Phase("adam", 2), Phase("adam", 2))
+    free, held = problem_for(phases=phases), problem_for(phases=phases, gamma_penalty=3.0)
+
+    def total(problem, number):
+        problem.begin(phases[number], number, 0)
+        value = sum(float(v.detach()) for part in problem.parts() for v in part.values())
+        rows = len([rows for _, rows in problem.residuals()])
+        return value, rows
+
+    assert total(held, 0) == total(free, 0)
+    (more, rows), (less, fewer) = total(held, 1), total(free, 1)
+    assert more > less and rows > fewer
+
+
 def test_off_by_default_and_stored_configurations_still_load():
     assert Config().sobolev == (0.0, 0.0) and Config().gamma_penalty == 0.0
     problem = problem_for()

@@ -238,6 +238,7 @@ def run(name: str, path: Path, *, root: Path, timeout: int = 600, progress=True,
         A cell failed or took too long, or the last cell was not reached.
     """
     papermill = tool("papermill")
+    tool("soundgreeks.book.warm").prefer()
     defaults, values = prepare(path, timeout=timeout, **given)
     device = validate(values["profile"], values["device"], values["seed"])
 

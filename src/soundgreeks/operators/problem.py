@@ -66,6 +66,7 @@ class PricingProblem:
         # derivatives of the residual in the loss, and how many points a difference takes
         self.order = next((n for n in (2, 1) if self.config.sobolev[n - 1]), 0)
         self._near = self.order + 1 if self.order and self.config.sobolev_step else 1
+        self._last = True  # a loss that no training has begun is whole
         self.sets: dict[str, Points] = {}
         c, generator = self.config, self._generator(0)
         self._domain: dict[str, Any] = dict(
@@ -89,6 +90,7 @@ class PricingProblem:
         extended.
         """
         c = self.config
+        self._last = number == len(c.phases) - 1
         generator = self._generator(1 + number * 10_000_000 + step)
         if phase.fixed_points:
             if c.boundary_second and "more boundary" not in self.sets:
@@ -287,9 +289,9 @@ class PricingProblem:
             yield {"boundary": c.lambda_boundary * (b.count / count) * loss}
 
     def _penalty(self, name: str) -> float:
-        """The weight of the penalty on negative Gammas in this set."""
+        """The weight of the penalty on negative Gammas in this set, in this phase."""
         where = "atm" if "atm" in self.sets else "physics"
-        return self.config.gamma_penalty if name == where else 0.0
+        return self.config.gamma_penalty if self._last and name == where else 0.0
 
     def residuals(self) -> Iterator[tuple]:
         """The same as vectors whose squares sum to the loss: (function of weights and row, rows).
