@@ -599,6 +599,9 @@ def test_kernels_start_warm_and_can_be_interrupted(monkeypatch, tmp_path):
         )
         reply = client.execute(known, reply=True, timeout=60)
         assert reply["content"]["status"] == "ok", reply["content"]
+        client.execute("import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()")
+        while "image/png" not in client.get_iopub_msg(timeout=60)["content"].get("data", {}):
+            pass
         message = client.execute(endless := "while True: pass")
         while client.get_iopub_msg(timeout=60)["content"].get("code") != endless:
             pass

@@ -387,6 +387,9 @@ def _cell_faults(cell) -> list[str]:
     alt = settings.get("image", {}).get("alt", "")
     if settings.get("figure", {}).get("name") and len(cell.outputs) > 1:
         found.append("names its figure but shows more than it: the name would stand twice")
+    images = [mime for o in cell.outputs for mime in o.get("data", {}) if mime.startswith("image/")]
+    if settings.get("figure", {}).get("name") and not images:
+        found.append("names its figure but shows none")
     for output in cell.outputs:
         data = output.get("data", {})
         text = "".join(output.get("text", "") or data.get("text/plain", ""))

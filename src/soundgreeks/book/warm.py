@@ -15,6 +15,7 @@ from typing import Any
 
 from jupyter_client.provisioning import LocalProvisioner
 
+INLINE = "module://matplotlib_inline.backend_inline"
 PRELOAD = ["ipykernel.ipkernel", "ipykernel.kernelapp", "matplotlib.pyplot", "soundgreeks.book"]
 
 
@@ -56,8 +57,11 @@ def _serve(arguments: list[str], cwd: str, env: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(env)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    import matplotlib
     from ipykernel.kernelapp import launch_new_instance
 
+    # Kernels ask for it by a variable, which matplotlib reads when it is first imported.
+    matplotlib.rcParams["backend"] = env.get("MPLBACKEND", INLINE)
     launch_new_instance(argv=arguments)
 
 
