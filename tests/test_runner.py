@@ -613,3 +613,19 @@ def test_kernels_start_warm_and_can_be_interrupted(monkeypatch, tmp_path):
         client.stop_channels()
         manager.shutdown_kernel(now=True)
     assert not manager.is_alive()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels start cold elsewhere")
+def test_a_program_that_starts_a_warm_kernel_runs_once():
+    program = """
+from jupyter_client.manager import start_new_kernel
+from soundgreeks.book import warm
+print("once")
+warm.prefer()
+manager, client = start_new_kernel(kernel_name="python3")
+client.stop_channels()
+manager.shutdown_kernel(now=True)
+"""
+    command = [sys.executable, "-"]
+    done = subprocess.run(command, input=program, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.count("once") == 1, done.stderr

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any
 
 from jupyter_client.provisioning import LocalProvisioner
@@ -44,7 +45,13 @@ class Warm(LocalProvisioner):
         process = context.Process(
             target=_serve, args=(arguments, str(self.cwd), dict(kwargs.get("env") or os.environ))
         )
-        process.start()
+        # The kernel would import the program that wants it, and what has no guard would run again.
+        program = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            process.start()
+        finally:
+            sys.modules["__main__"] = program
         self.process = _AsPopen(process)  # type: ignore[assignment]
         self.pid = self.pgid = process.pid  # it leads a group of its own
         return self.connection_info
