@@ -169,7 +169,15 @@ def test_a_named_figure_that_stands_with_other_outputs_is_a_fault():
     outputs = [new_output("stream", name="stdout", text="a"), new_output("display_data", {})]
     figure = {"mystnb": {"figure": {"name": "fig-a"}}}
     cell = new_code_cell("pass", outputs=outputs, metadata=figure)
-    assert "names its figure" in "\n".join(runner.faults(nbformat.v4.new_notebook(cells=[cell])))
+    assert "shows more" in "\n".join(runner.faults(nbformat.v4.new_notebook(cells=[cell])))
+
+
+def test_a_named_figure_that_is_missing_is_a_fault():
+    cell = new_code_cell("pass", metadata={"mystnb": {"figure": {"name": "fig-a"}}})
+    for data, missing in (({}, True), ({"image/png": "QQ=="}, False)):
+        cell.outputs = [new_output("display_data", data)]
+        found = "\n".join(runner.faults(nbformat.v4.new_notebook(cells=[cell])))
+        assert ("shows none" in found) == missing
 
 
 # --- The environment -----------------------------------------------------------------------------

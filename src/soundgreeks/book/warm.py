@@ -38,6 +38,8 @@ class Warm(LocalProvisioner):
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any):
         """Fork a kernel that does what `cmd`, python -m ipykernel_launcher ..., would do."""
+        if "ipykernel_launcher" not in cmd:
+            return await super().launch_kernel(cmd, **kwargs)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         arguments = cmd[cmd.index("ipykernel_launcher") + 1 :]
