@@ -602,8 +602,9 @@ def test_kernels_start_warm_and_can_be_interrupted(monkeypatch, tmp_path):
         client.execute("import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()")
         while "image/png" not in client.get_iopub_msg(timeout=60)["content"].get("data", {}):
             pass
-        message = client.execute(endless := "while True: pass")
-        while client.get_iopub_msg(timeout=60)["content"].get("code") != endless:
+        # Between two cells a kernel ignores an interrupt: only what the cell prints tells it runs.
+        message = client.execute("print('running')\nwhile True: pass")
+        while client.get_iopub_msg(timeout=60)["content"].get("text") != "running\n":
             pass
         manager.interrupt_kernel()
         while (reply := client.get_shell_msg(timeout=60))["parent_header"]["msg_id"] != message:
