@@ -91,6 +91,25 @@ def test_the_tangent_is_how_the_price_answers(sound):
     assert torch.allclose(found.bend, (up_x - down_x) / (2 * h), rtol=1e-5, atol=1e-8)
 
 
+def test_labels_that_the_network_explains_cost_nothing(sound):
+    """Values and slopes that are what a small M does to the operator, told by its own Greeks."""
+    points = draw(sound, 256, seed=6)
+    found = learned.Learned(sound.config, [(4, 1)]).double()
+    found.load_state_dict(sound.state_dict(), strict=False)
+    second = found.requires_grad_(False).seconds[0]
+    second.scale.fill_(1e-4)
+    at = points.x, points.nu, points.tau, points.p
+    one, two = sound.greeks(*at), found.greeks(*at)
+    off = one.price - two.price, (one.delta - two.delta) * points.x.exp()
+    labels = label(sound, points)._replace(value=off[0], slope=off[1])
+    known = learned.knows(sound, learned._at(sound, points.x, points.state, points.tau, points.p))
+    loss = learned._Fit(second, known[0].data, labels, 1.0, 64, 0)
+    loss.begin(learned.Phase("soap", 1), 0, 0)
+    (terms,) = loss.parts()
+    assert terms.keys() == {"values", "slopes"}
+    assert all(term < 1e-4 for term in terms.values())  # labels of nothing but noise: 1
+
+
 def test_the_same_seed_the_same_operator(planted):
     options = dict(steps=5, batch=64, slopes=0.5, **QUICK)
     one, two = (learned.learn(planted, 256, seed=7, **options) for _ in range(2))
