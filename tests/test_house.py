@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import pkgutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,3 +84,10 @@ def test_whatever_is_public_is_described(name):
         if key.startswith("_") or getattr(value, "__module__", None) != name:
             continue
         assert getattr(value, "__doc__", None), f"{name}.{key} has no docstring"
+
+
+def test_planted_faults_still_fit_the_code():
+    """`tests/mutants` plants each once; a stale one would be noticed only when it is run."""
+    faults = tomllib.loads((Path(__file__).parent / "mutants" / "faults.toml").read_text())
+    for name, fault in faults.items():
+        assert (ROOT / fault["file"]).read_text().count(fault["old"]) == 1, name
