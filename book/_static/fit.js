@@ -23,7 +23,8 @@
     const whole = (item.whole ||= { tex: item.math, size: width(item.typesetRoot) });
     const rows = parts(whole.tex), folded = item.math !== whole.tex;
     if (rows.length < 2 || room <= 0 || folded === whole.size > room) return;
-    item.math = folded ? whole.tex : `\\begin{gathered}${rows.join("\\\\")}\\end{gathered}`;
+    // {}: a bracket that begins a row is no optional argument of the row before.
+    item.math = folded ? whole.tex : `\\begin{gathered}{}${rows.join("\\\\{}")}\\end{gathered}`;
     item.rerender(MathJax.startup.document, COMPILED);
   }
 
@@ -40,6 +41,19 @@
       around.append(image);
     }
     image.style.minWidth = width + "px";
+  }
+
+  // No line begins with the full stop of an equation, or ends with its opening bracket.
+  function bind(equation) {
+    const before = equation.previousSibling, after = equation.nextSibling;
+    const open = before && before.nodeType === Node.TEXT_NODE ? /[(\[]$/.exec(before.data) : null;
+    const close = after && after.nodeType === Node.TEXT_NODE ? /^[.,;:!?)\]]+/.exec(after.data) : null;
+    if (!open && !close) return;
+    const whole = document.createElement("span");
+    whole.className = "bound";
+    equation.before(whole);
+    if (close) after.splitText(close[0].length);
+    whole.append(...(open ? [before.splitText(open.index)] : []), equation, ...(close ? [after] : []));
   }
 
   function fit() {
@@ -74,10 +88,17 @@
 
   window.addEventListener("load", () => {
     const ready = (window.MathJax && MathJax.startup && MathJax.startup.promise) || Promise.resolve();
-    ready.then(fit);
+    ready.then(() => document.querySelectorAll("span.math").forEach(bind)).then(fit);
     // An equation inside something folded has no size before it is opened.
     document.addEventListener("toggle", fit, true);
     document.addEventListener("click", () => setTimeout(fit, 50));
-    window.addEventListener("resize", fit);
+    // The sidebar slides in after the window has changed: it is the article that must be watched.
+    let seen = 0, soon;
+    new ResizeObserver(([entry]) => {
+      if (entry.contentRect.width === seen) return;
+      seen = entry.contentRect.width;
+      clearTimeout(soon);
+      soon = setTimeout(fit, 50);
+    }).observe(document.querySelector("article"));
   });
 })();
