@@ -258,7 +258,7 @@ class RunStatus(SphinxDirective):
         header = "chapter,last run,state,profile,device,wall time,checks,versions".split(",")
         book = Path(self.env.srcdir)
         lines = table(header, runner.status(runner.find_root(book), book))
-        return self.parse_text_to_nodes("\n".join(lines))
+        return self.parse_text_to_nodes("\n".join([":::{container} status", *lines, ":::"]))
 
 
 def checks(records: list[dict]) -> str:
@@ -518,7 +518,9 @@ def without_thebe(app, pagename, templatename, context, doctree):
 
 
 def describe(app, what, name, obj, options, lines: list[str]) -> None:
-    """Our docstrings say what `name : text` is, never its type; napoleon would take a type."""
+    """Our docstrings say after a colon what something is; napoleon would take it for a type."""
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # it looks at the first line alone: an empty comment
     found, inside = [], False
     for line, below in zip(lines, [*lines[1:], ""], strict=True):
         if re.fullmatch(r"-{3,}", below.strip()) and line.strip():

@@ -266,6 +266,52 @@ def test_chapter_bears_its_number_launches_and_downloads(page, name, address):
     assert download.value.suggested_filename == notebook.rpartition("/")[2]
 
 
+ROWS = """() => [...MathJax.startup.document.math]
+    .filter(item => item.math.startsWith("\\\\begin{gathered}"))
+    .map(item => [item.math, MathJax.startup.toMML(item.root)])
+    .map(([tex, drawn]) => [tex.split("[").length, drawn.split(">[<").length])
+"""
+
+LOOSE = """() => [...document.querySelectorAll("article span.math")]
+    .filter(math => /^[.,;:!?)]/.test(math.nextSibling?.data ?? ""))
+    .filter(math => getComputedStyle(math.parentElement).whiteSpace !== "nowrap").length
+"""
+
+
+HIDDEN = """() => [...document.querySelectorAll("article div.math")].filter(box => {
+    const edges = box.getBoundingClientRect(), math = box.querySelector("mjx-math");
+    const {left, right} = math.getBoundingClientRect();
+    return left < edges.left - 1 || right > edges.right + 1;
+}).map(box => box.id || box.innerText)"""
+
+
+def test_equations_are_whole_when_they_are_folded(page):
+    """A row of an equation may begin with a bracket, and no line with a full stop."""
+    page.set_viewport_size({"width": 390, "height": 900})
+    visit(page, (HTML / CHAPTERS["07_iasa"]).as_uri())
+    assert cut_off(page, narrow=True) == []
+    rows = page.evaluate(ROWS)
+    assert any(written > 1 for written, _ in rows)
+    assert all(written == drawn for written, drawn in rows)
+    assert page.locator(".bound").count() > 10 and page.evaluate(LOOSE) == 0
+
+
+def test_equations_fit_once_the_sidebar_has_come(page):
+    page.set_viewport_size({"width": 900, "height": 900})
+    visit(page, (HTML / CHAPTERS["03_residual_and_rar"]).as_uri())
+    cut_off(page, narrow=False)  # opens what is folded
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.wait_for_timeout(1000)
+    assert page.evaluate(HIDDEN) == []
+
+
+def test_descriptions_of_the_reference_are_no_types():
+    for name in CONTENTS:
+        if name.startswith("api/"):
+            types = re.findall(r">Type<.*?<p>([^<]*)", (HTML / name).read_text(), re.DOTALL)
+            assert [text for text in types if re.search(r"\w \w", text)] == [], name
+
+
 def test_search_finds_a_chapter_from_a_page(page):
     visit(page, "/intro.html")
     page.locator("button.search-button:visible, .search-button-field:visible").first.click()
