@@ -93,12 +93,13 @@
     document.addEventListener("toggle", fit, true);
     document.addEventListener("click", () => setTimeout(fit, 50));
     // The sidebar slides in after the window has changed: it is the article that must be watched.
+    const article = document.querySelector("article"); // the search has none
     let seen = 0, soon;
-    new ResizeObserver(([entry]) => {
+    if (article) new ResizeObserver(([entry]) => {
       if (entry.contentRect.width === seen) return;
       seen = entry.contentRect.width;
       clearTimeout(soon);
       soon = setTimeout(fit, 50);
-    }).observe(document.querySelector("article"));
+    }).observe(article);
   });
 })();
