@@ -246,7 +246,7 @@ def test_chapter_equations_figures_and_solutions(page, address):
         expect(code).to_be_visible()
     if equations:
         page.locator("article a.reference.internal[href^='#eq']:visible").first.click()
-        assert re.search(r"#equation", page.url)
+        expect(page).to_have_url(re.compile("#equation"))
 
 
 @pytest.mark.parametrize(("name", "address"), CHAPTERS.items(), ids=CHAPTERS)
